@@ -1,0 +1,1 @@
+"""One file per inference engine; the file name is the option value."""

@@ -1,0 +1,1 @@
+"""One file per benchmark family: dataset, pre- and post-processing, accuracy."""

@@ -1,0 +1,1 @@
+"""Typed results, read from a session folder alone."""

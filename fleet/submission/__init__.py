@@ -1,0 +1,1 @@
+"""One submission tree for all hosts, and what would fail in it."""
