@@ -31,12 +31,12 @@ class ExitCode(IntEnum):
 
     @staticmethod
     def worst(codes: Iterable["ExitCode"]) -> "ExitCode":
-        """The most serious of several: 130, 2, then 4, 1, 3, 5, and 0 when there is none."""
+        """The most serious of several: 4, then 130, 2, 1, 3, 5, and 0 when there is none."""
         found = set(codes)
         order = (
+            ExitCode.LEAK,
             ExitCode.INTERRUPTED,
             ExitCode.USAGE,
-            ExitCode.LEAK,
             ExitCode.ERROR,
             ExitCode.MISSING,
             ExitCode.INVALID,
