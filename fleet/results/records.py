@@ -71,6 +71,16 @@ class UnitResult:
     folder: str
     """Path of the collected files relative to the session; empty when nothing came home."""
 
+    @property
+    def measured(self) -> bool:
+        """True when the unit ended well and its log came home and could be read, whatever its verdict."""
+        return self.state is UnitState.DONE and self.summary is not None
+
+    @property
+    def invalid(self) -> bool:
+        """True when LoadGen said INVALID."""
+        return self.summary is not None and self.summary.valid is False
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
@@ -87,6 +97,8 @@ class System:
     """machine-id and GPU UUIDs; two hosts with one hostname stay two systems."""
     notes: dict[str, str]
     """The owner's notes, apart from what was measured, already merged into `description`."""
+    hint: str = ""
+    """The next command or edit that helps a host that is not ready; may be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +122,18 @@ class SessionResults:
 
     @property
     def headline(self) -> str:
-        """The first line of every table and report: how many of the hosts and units are in it."""
+        """The first line of every table and report: how many of the hosts and units are in it.
+
+        A host counts when each of its planned units was measured and came home.
+        """
         hosts = {system.host for system in self.systems}
         complete = {
             host
             for host in hosts
-            if (mine := [u for u in self.units if u.host == host]) and all(u.state is UnitState.DONE for u in mine)
+            if (mine := [u for u in self.units if u.host == host]) and all(u.measured for u in mine)
         }
-        done = sum(unit.state is UnitState.DONE for unit in self.units)
-        text = f"{len(complete)} of {len(hosts)} hosts, {done} of {len(self.units)} units"
+        measured = sum(unit.measured for unit in self.units)
+        text = f"{len(complete)} of {len(hosts)} hosts, {measured} of {len(self.units)} units"
+        if invalid := sum(unit.invalid for unit in self.units):
+            text += f" · {invalid} INVALID"
         return f"{text} · quick run, not submittable" if self.quick else text

@@ -1,0 +1,109 @@
+"""The only door to mlperf_loadgen: one test per process, one FromConfig, a fresh folder, no stray audit.config."""
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlperf_loadgen as lg
+
+from fleet.harness.contract import Mode, RunSpec, Scenario
+
+EMBEDDED_CONF_AND_USER_CONF = 1
+"""FromConfig's conf_type that loads the mlperf.conf compiled into the wheel, with its seeds, and then user.conf."""
+
+Query = Sequence[tuple[int, int]]
+"""Samples issued together: (LoadGen's response id, index in the QSL)."""
+Response = tuple[int, bytes]
+
+
+def version() -> str:
+    """The installed mlcommons-loadgen wheel; it decides the round."""
+    return importlib.metadata.version("mlcommons-loadgen")
+
+
+def complete(responses: Sequence[Response]) -> None:
+    """Hand responses to LoadGen; it has copied what it wants when this returns."""
+    # LoadGen takes addresses, so each buffer must be alive until QuerySamplesComplete returns: `held` sees to it.
+    import numpy as np
+
+    held = [np.frombuffer(data, dtype=np.uint8) for _, data in responses]
+    lg.QuerySamplesComplete(
+        [
+            lg.QuerySampleResponse(identifier, buffer.ctypes.data if buffer.size else 0, buffer.size)
+            for (identifier, _), buffer in zip(responses, held, strict=True)
+        ]
+    )
+
+
+def execute(
+    spec: RunSpec,
+    folder: Path,
+    *,
+    issue: Callable[[Query], None],
+    flush: Callable[[], None],
+    load: Callable[[Sequence[int]], None],
+    unload: Callable[[Sequence[int]], None],
+) -> float:
+    """Run one LoadGen test in `folder`, where user.conf lies; returns wall seconds inside StartTest.
+
+    Raises ValueError when the wheel is not the round's, or when user.conf is refused.
+    """
+    if version() != spec.loadgen_version:
+        raise ValueError(f"mlcommons-loadgen {version()} is installed, round {spec.round} needs {spec.loadgen_version}")
+    settings = lg.TestSettings()
+    settings.scenario = getattr(lg.TestScenario, spec.scenario.value)
+    settings.mode = lg.TestMode.AccuracyOnly if spec.mode is Mode.ACCURACY else lg.TestMode.PerformanceOnly
+    conf = str(folder / "user.conf")
+    if rc := settings.FromConfig(conf, spec.loadgen_model, spec.scenario.value, EMBEDDED_CONF_AND_USER_CONF):
+        raise ValueError(f"LoadGen refused user.conf (rc {rc})")
+    if spec.quick:
+        settings.performance_sample_count_override = spec.performance_sample_count
+        settings.min_query_count = min(settings.min_query_count, spec.performance_sample_count)
+    output = lg.LogOutputSettings()
+    output.outdir = str(folder)
+    output.copy_summary_to_stdout = False
+    log = lg.LogSettings()
+    log.log_output = output
+    log.enable_trace = False
+
+    def issue_queries(samples: list[Any]) -> None:
+        issue([(sample.id, sample.index) for sample in samples])
+
+    sut = lg.ConstructSUT(issue_queries, flush)
+    qsl = lg.ConstructQSL(spec.sample_count, spec.performance_sample_count, load, unload)
+    started = time.monotonic()
+    try:
+        lg.StartTestWithLogSettings(sut, qsl, settings, log, str(folder / "audit.config"))
+        return time.monotonic() - started
+    finally:
+        lg.DestroyQSL(qsl)
+        lg.DestroySUT(sut)
+
+
+def user_conf(spec: RunSpec, measured: dict[str, float]) -> str:
+    """user.conf's text: the campaign's settings, then what was measured for keys it leaves out."""
+    given = {line.partition("=")[0].strip() for line in spec.user_conf.splitlines()}
+    lines = [spec.user_conf.rstrip()] if spec.user_conf.strip() else []
+    for key, value in measured.items():
+        full = f"*.{spec.scenario.value}.{key}"
+        if full not in given:
+            lines += ["# Measured by a short warm-up on this system.", f"{full} = {value:.6g}"]
+    return "\n".join(lines) + "\n" if lines else "# LoadGen's own values throughout.\n"
+
+
+def wanted_measurements(scenario: Scenario, latency_s: float, rate: float) -> dict[str, float]:
+    """What LoadGen must be told about the system before a run, from one sample's latency and the batch rate.
+
+    SingleStream and MultiStream expect a latency in ms; too high a one makes LoadGen run out of queries before its
+    minimum duration, hence the factor below 1. Offline sends 1.1 x duration x target_qps samples in one query, which
+    must last the whole duration, hence the factor above 1 (mlperf-facts, section 6).
+    """
+    if scenario is Scenario.SINGLE_STREAM:
+        return {"target_latency": 0.7 * latency_s * 1000}
+    if scenario is Scenario.MULTI_STREAM:
+        return {"target_latency": 0.7 * 8 * latency_s * 1000}
+    if scenario is Scenario.OFFLINE:
+        return {"target_qps": 1.2 * rate}
+    return {"target_qps": 0.5 / latency_s}

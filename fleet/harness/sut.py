@@ -1,0 +1,121 @@
+"""The system under test: LoadGen's queries become batches for a backend, outputs become responses.
+
+SingleStream, MultiStream and Offline are answered in LoadGen's own issuing thread, which waits for nothing else.
+Server queries arrive while earlier ones are being computed, so a worker thread takes whatever has come together.
+"""
+
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Iterable
+from itertools import islice
+
+from fleet.harness import loadgen
+from fleet.harness.contract import Scenario
+from fleet.harness.interfaces import Backend, Benchmark, Features
+from fleet.harness.qsl import Samples
+
+
+class SystemUnderTest:
+    """Answers queries with a backend; `done` counts samples and may be read from any thread."""
+
+    def __init__(self, benchmark: Benchmark, backend: Backend, samples: Samples, scenario: Scenario) -> None:
+        self._benchmark = benchmark
+        self._backend = backend
+        self._samples = samples
+        self.done = 0
+        self._error: BaseException | None = None
+        self._arrived: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        self._worker: threading.Thread | None = None
+        if scenario is Scenario.SERVER:
+            self._worker = threading.Thread(target=self._serve, name="server", daemon=True)
+            self._worker.start()
+
+    def issue(self, query: loadgen.Query) -> None:
+        """LoadGen's issue_queries."""
+        if self._worker is not None:
+            for sample in query:
+                self._arrived.put(sample)
+            return
+        # Sorted by length, so that a batch holds samples of like length and little padding.
+        ordered = sorted(query, key=lambda sample: len(self._samples[sample[1]].input_ids)) if len(query) > 1 else query
+        for batch in _batches(ordered, self._backend.batch_size):
+            self._answer(batch)
+
+    def flush(self) -> None:
+        """LoadGen's flush_queries: nothing is held back here."""
+
+    def close(self) -> None:
+        """Stop the worker. Raises what the backend raised in it."""
+        if self._worker is not None:
+            self._arrived.put(None)
+            self._worker.join(timeout=60)
+        if self._error is not None:
+            raise self._error
+
+    def _serve(self) -> None:
+        while (first := self._arrived.get()) is not None:
+            batch = [first]
+            while len(batch) < self._backend.batch_size and not self._arrived.empty():
+                following = self._arrived.get()
+                if following is None:
+                    self._arrived.put(None)
+                    break
+                batch.append(following)
+            self._answer(batch)
+
+    def _answer(self, batch: list[tuple[int, int]]) -> None:
+        try:
+            outputs = self._backend.predict([self._samples[index] for _, index in batch])
+            responses = [self._benchmark.response(output) for output in outputs]
+        except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answers
+            self._error = self._error or error
+            responses = [b""] * len(batch)
+        loadgen.complete([(identifier, data) for (identifier, _), data in zip(batch, responses, strict=True)])
+        self.done += len(batch)
+
+
+def _batches(query: Iterable[tuple[int, int]], size: int) -> Iterable[list[tuple[int, int]]]:
+    samples = iter(query)
+    while batch := list(islice(samples, size)):
+        yield batch
+
+
+def measure(benchmark: Benchmark, backend: Backend, scenario: Scenario, *, seconds: float) -> dict[str, float]:
+    """Warm the backend up and measure what LoadGen must be told for `scenario`; takes about `seconds`."""
+    count = min(benchmark.sample_count, 512)
+    step = max(1, benchmark.sample_count // count)
+    features = [benchmark.features(index * step) for index in range(count)]
+    backend.predict(features[:1])
+    if scenario is Scenario.OFFLINE:
+        return loadgen.wanted_measurements(scenario, 0.0, _rate(backend, features, seconds))
+    return loadgen.wanted_measurements(scenario, _latency(backend, features, seconds), 0.0)
+
+
+def _latency(backend: Backend, features: list[Features], seconds: float) -> float:
+    """Median wall seconds of one sample alone."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    for sample in features:
+        started = time.perf_counter()
+        backend.predict([sample])
+        times.append(time.perf_counter() - started)
+        if started > end and len(times) >= 3:  # noqa: PLR2004 - a median needs a few
+            break
+    return statistics.median(times)
+
+
+def _rate(backend: Backend, features: list[Features], seconds: float) -> float:
+    """Samples a second in batches of like length, as Offline sends them."""
+    ordered = sorted(features, key=lambda sample: len(sample.input_ids))
+    batches = [ordered[at : at + backend.batch_size] for at in range(0, len(ordered), backend.batch_size)]
+    for batch in batches[:: max(1, len(batches) // 4)]:
+        backend.predict(batch)
+    done, started = 0, time.perf_counter()
+    # Whole passes only: a part of one would hold more short samples than long ones.
+    while done == 0 or time.perf_counter() - started < seconds:
+        for batch in batches:
+            backend.predict(batch)
+        done += len(ordered)
+    return done / (time.perf_counter() - started)

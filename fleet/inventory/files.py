@@ -1,0 +1,76 @@
+"""inventory/hosts.yml: plain Ansible, usable without fleet. reachability.json: what the probe said."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fleet.campaign import Campaign
+from fleet.inventory import reach, static
+from fleet.inventory.hosts import GROUPS, Host, Reachability
+from fleet.session import Session
+from fleet.terms import HostState
+
+HEADER = "# Made by `fleet inventory` from fleet.yml; edit that. Plain Ansible: ansible-playbook -i hosts.yml …\n"
+
+
+def to_ansible(hosts: Sequence[Host], reachable: Sequence[Reachability], campaign: Campaign) -> dict[str, Any]:
+    """The inventory as Ansible's YAML plugin reads it: group `sut` with a child group per kind."""
+    pythons = {item.host: item.python for item in reachable}
+    groups: dict[str, Any] = {}
+    for host in hosts:
+        group = groups.setdefault(GROUPS[host.kind], {"hosts": {}})
+        group["hosts"][host.name] = _variables(host, pythons.get(host.name, ""))
+    return {
+        "all": {
+            "vars": {"fleet_work_dir": campaign.work_dir, **campaign.role_variables},
+            "children": {"sut": {"children": groups}},
+        }
+    }
+
+
+def _variables(host: Host, python: str) -> dict[str, Any]:
+    values: dict[str, Any] = {"fleet_kind": str(host.kind), "ansible_connection": host.connection}
+    if host.connection == "ssh":
+        values["ansible_host"] = host.address
+        values["ansible_user"] = host.user
+        values["ansible_port"] = host.port
+        values["ansible_ssh_private_key_file"] = host.identity_file
+    values["ansible_python_interpreter"] = python or host.python
+    return {key: value for key, value in values.items() if value}
+
+
+def write(session: Session, hosts: Sequence[Host], reachable: Sequence[Reachability], campaign: Campaign) -> Path:
+    """Write hosts.yml, hosts.json and reachability.json; returns the path of hosts.yml."""
+    session.write(session.inventory / "hosts.json", list(hosts))
+    session.write(session.inventory / "reachability.json", list(reachable))
+    path = session.inventory / "hosts.yml"
+    text = HEADER + yaml.safe_dump(to_ansible(hosts, reachable, campaign), sort_keys=False)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def hosts(session: Session) -> tuple[Host, ...]:
+    """Every host of the session, as `fleet inventory` froze them."""
+    return session.read(session.inventory / "hosts.json", tuple[Host, ...])
+
+
+def reachability(session: Session) -> tuple[Reachability, ...]:
+    """What the last probe said, one per host."""
+    return session.read(session.inventory / "reachability.json", tuple[Reachability, ...])
+
+
+def make(session: Session, campaign: Campaign, *, base: Path, source: str) -> tuple[Reachability, ...]:
+    """The inventory stage: expand the campaign's hosts, probe each, write the files; one outcome per host."""
+    listed = static.hosts(campaign, base=base, source=source)
+    found = reach.probe_all(listed)
+    write(session, listed, found, campaign)
+    return found
+
+
+def usable(session: Session) -> list[str]:
+    """Names of the hosts that answered the last probe."""
+    return [item.host for item in reachability(session) if item.state is HostState.READY]

@@ -1,0 +1,278 @@
+"""The control channel: a shell command on a host, over paramiko with the host's key checked, or right here.
+
+The probe before any Ansible says why a host cannot be used; the run stage polls over the same connections.
+"""
+
+import base64
+import hashlib
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import paramiko
+
+from fleet.errors import FleetError
+from fleet.inventory import ssh_config
+from fleet.inventory.hosts import Host, Reachability
+from fleet.terms import HostState
+
+PYTHON_MINIMUM = (3, 11)
+ANSWER_LIMIT = 4 * 1024 * 1024
+"""Bytes read from one command: a host is not trusted to stop."""
+PROBE_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a command said."""
+
+    rc: int
+    out: str
+    err: str
+
+
+class Unreachable(Exception):  # noqa: N818 - a state of a host, not a mistake
+    """A host that cannot be reached, with the state, cause and next command."""
+
+    def __init__(self, state: HostState, cause: str, hint: str = "") -> None:
+        super().__init__(cause)
+        self.state = state
+        self.cause = cause
+        self.hint = hint
+
+
+class Connection(Protocol):
+    """An open way to a host."""
+
+    def run(self, command: str, *, timeout: float) -> Answer:
+        """Run a shell command. Raises Unreachable when the host does not answer in `timeout` seconds."""
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+
+
+class LocalConnection:
+    """This machine as a host."""
+
+    def run(self, command: str, *, timeout: float) -> Answer:
+        """Run a shell command here."""
+        try:
+            done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise Unreachable(HostState.UNREACHABLE, f"no answer in {timeout:.0f} s") from error
+        return Answer(rc=done.returncode, out=done.stdout.decode(errors="replace"), err=done.stderr.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        del client, hostname
+        raise Unreachable(
+            HostState.UNKNOWN_KEY,
+            f"its {key.get_name()} host key {fingerprint(key)} is not in your known_hosts",
+            "compare the fingerprint, then: " + _ssh_command(self._host, "-o", "StrictHostKeyChecking=accept-new"),
+        )
+
+
+class SshConnection:
+    """One paramiko session with keepalives; its host key was checked against the user's known_hosts."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._client = _connect(host)
+
+    def run(self, command: str, *, timeout: float) -> Answer:
+        """Run a shell command on the host."""
+        end = time.monotonic() + timeout
+        try:
+            transport = self._client.get_transport()
+            if transport is None:
+                raise Unreachable(HostState.UNREACHABLE, "the connection is closed")
+            channel = transport.open_session(timeout=timeout)
+            channel.settimeout(timeout)
+            channel.exec_command(command)
+            out = _drain(channel, end)
+            err = channel.recv_stderr(65536) if channel.recv_stderr_ready() else b""
+            while not channel.exit_status_ready():
+                if time.monotonic() > end:
+                    raise TimeoutError
+                time.sleep(0.01)
+            rc = channel.recv_exit_status()
+            channel.close()
+        except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
+            reason = f"no answer in {timeout:.0f} s" if isinstance(error, TimeoutError) else f"connection lost ({error})"
+            raise Unreachable(HostState.UNREACHABLE, reason, _ssh_command(self._host)) from error
+        return Answer(rc=rc, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Close the session."""
+        self._client.close()
+
+
+def _drain(channel: paramiko.Channel, end: float) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while piece := channel.recv(65536):
+        pieces.append(piece)
+        size += len(piece)
+        if size > ANSWER_LIMIT or time.monotonic() > end:
+            raise TimeoutError
+    return b"".join(pieces)
+
+
+def fingerprint(key: paramiko.PKey) -> str:
+    """SHA256 fingerprint as OpenSSH prints it."""
+    digest = hashlib.sha256(key.asbytes()).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def connect(host: Host) -> Connection:
+    """Open a connection to `host`.
+
+    Raises Unreachable with the state, cause and next command.
+    """
+    return LocalConnection() if host.connection == "local" else SshConnection(host)
+
+
+def _connect(host: Host) -> paramiko.SSHClient:
+    try:
+        target = ssh_config.resolve(host)
+    except FleetError as error:
+        raise Unreachable(HostState.UNREACHABLE, error.message, error.hint) from error
+    client = paramiko.SSHClient()
+    for name in target.known_hosts:
+        if Path(name).is_file():
+            client.load_system_host_keys(name)
+    client.set_missing_host_key_policy(_RefuseUnknown(host))
+    try:
+        client.connect(
+            target.host_key_alias or target.hostname,
+            port=target.port,
+            username=target.user,
+            key_filename=[name for name in target.identity_files if Path(name).is_file()],
+            look_for_keys=False,
+            timeout=target.connect_timeout,
+            banner_timeout=target.connect_timeout,
+            auth_timeout=target.connect_timeout,
+            sock=_open_socket(target),
+        )
+    except Unreachable:
+        client.close()
+        raise
+    except Exception as error:
+        client.close()
+        raise _explain(error, host, target) from error
+    if transport := client.get_transport():
+        transport.set_keepalive(5)
+    return client
+
+
+def _open_socket(target: ssh_config.Target) -> "socket.socket | paramiko.ProxyCommand":
+    if target.proxy_command:
+        return paramiko.ProxyCommand(target.proxy_command)
+    return socket.create_connection((target.hostname, target.port), timeout=target.connect_timeout)
+
+
+def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreachable:
+    where = f"{target.hostname} port {target.port}"
+    lost = HostState.UNREACHABLE
+    by_hand = _ssh_command(host)
+    if isinstance(error, paramiko.BadHostKeyException):
+        name = target.host_key_alias or target.hostname
+        entry = name if target.port == paramiko.config.SSH_PORT else f"[{name}]:{target.port}"
+        held = next((known for known in target.known_hosts if Path(known).is_file()), "~/.ssh/known_hosts")
+        return Unreachable(
+            HostState.CHANGED_KEY,
+            f"its {error.key.get_name()} host key changed to {fingerprint(error.key)}; known is {fingerprint(error.expected_key)}",
+            f"if the host was reinstalled: ssh-keygen -f {shlex.quote(held)} -R {shlex.quote(entry)} && {by_hand}",
+        )
+    if isinstance(error, paramiko.PasswordRequiredException):
+        return Unreachable(lost, "the private key has a passphrase and no agent holds it", "ssh-add, then again")
+    if isinstance(error, paramiko.AuthenticationException):
+        tried = ", ".join(name for name in target.identity_files if Path(name).is_file()) or "no key file"
+        return Unreachable(lost, f"login as {target.user} refused by {where} (tried {tried} and the agent)", by_hand)
+    if isinstance(error, socket.gaierror):
+        return Unreachable(lost, f"the name {target.hostname} does not resolve", by_hand)
+    if isinstance(error, TimeoutError):
+        return Unreachable(lost, f"no answer from {where} in {target.connect_timeout:.0f} s", by_hand)
+    return Unreachable(lost, f"{where}: {error or type(error).__name__}", by_hand)
+
+
+def _ssh_command(host: Host, *options: str) -> str:
+    command = ["ssh", *ssh_config.ssh_arguments(), *options]
+    command += ["-p", str(host.port)] if host.port else []
+    command += ["-i", host.identity_file] if host.identity_file else []
+    return shlex.join([*command, f"{host.user}@{host.address}" if host.user else host.address, "true"])
+
+
+_PROBE = """
+echo hostname "$(cat /proc/sys/kernel/hostname)"
+echo machine-id "$(cat /etc/machine-id 2>/dev/null)"
+for python in {candidates}; do
+  found=$(command -v "$python" 2>/dev/null) || continue
+  version=$("$found" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
+  echo python "$version" "$found"
+done
+"""
+
+
+def probe(host: Host) -> Reachability:
+    """Reach one host, log in, and find its Python; every failure is an answer, none an exception."""
+    started = time.monotonic()
+    found = Reachability(host=host.name, kind=host.kind, state=HostState.READY)
+    versions = [f"python3.{minor}" for minor in range(11, 16)]
+    candidates = shlex.join([host.python] if host.python else ["python3", *versions])
+    try:
+        connection = connect(host)
+        try:
+            answer = connection.run(_PROBE.format(candidates=candidates), timeout=PROBE_TIMEOUT)
+        finally:
+            connection.close()
+        found = _read_probe(found, host, answer)
+    except Unreachable as error:
+        found = replace(found, state=error.state, cause=error.cause, hint=error.hint)
+    return replace(found, seconds=time.monotonic() - started)
+
+
+def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability:
+    pythons: list[tuple[str, str]] = []
+    for line in answer.out.splitlines():
+        key, _, value = line.partition(" ")
+        if key == "hostname":
+            found = replace(found, hostname=value)
+        elif key == "machine-id":
+            found = replace(found, machine_id=value)
+        elif key == "python":
+            version, _, path = value.partition(" ")
+            pythons.append((version, path))
+    wanted = ".".join(map(str, PYTHON_MINIMUM))
+    for version, path in pythons:
+        if _version(version) >= PYTHON_MINIMUM:
+            return replace(found, python=path, python_version=version)
+    install = f"install Python {wanted} on {host.name} (Debian, Ubuntu: sudo apt-get install python3 python3-venv)"
+    if host.python:
+        return replace(found, state=HostState.NOT_READY, cause=f"no usable Python at {host.python}", hint=install)
+    cause = f"Python {pythons[0][0]} is too old, {wanted} is needed" if pythons else "no Python 3 on the host"
+    return replace(found, state=HostState.NOT_READY, cause=cause, hint=f"{install}, or name one with `python:` in fleet.yml")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def probe_all(hosts: Iterable[Host]) -> tuple[Reachability, ...]:
+    """Probe hosts in parallel; one answer per host, in order. Two hosts with one machine-id are both told."""
+    listed = list(hosts)
+    with ThreadPoolExecutor(max_workers=min(32, max(1, len(listed)))) as pool:
+        return tuple(pool.map(probe, listed))

@@ -1,0 +1,122 @@
+"""The user's ssh configuration, by asking ssh itself, so that Match, Include and ProxyJump work as they do by hand.
+
+FLEET_SSH_CONFIG names another file than ~/.ssh/config; it reaches `ssh -G`, paramiko and Ansible alike.
+"""
+
+import fnmatch
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from fleet.errors import FleetError
+from fleet.inventory.hosts import Host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What `ssh -G` answers for one host."""
+
+    hostname: str
+    port: int
+    user: str
+    identity_files: tuple[str, ...]
+    known_hosts: tuple[str, ...]
+    host_key_alias: str
+    proxy_command: str
+    """Empty for a direct connection; ProxyJump arrives here as `ssh -W`."""
+    connect_timeout: float
+
+
+def config_file() -> Path:
+    """The ssh config in force."""
+    return Path(os.environ.get("FLEET_SSH_CONFIG") or Path.home() / ".ssh" / "config")
+
+
+def ssh_arguments() -> list[str]:
+    """Arguments that make ssh read that config; none when it is ssh's own default."""
+    return ["-F", os.environ["FLEET_SSH_CONFIG"]] if os.environ.get("FLEET_SSH_CONFIG") else []
+
+
+def resolve(host: Host) -> Target:
+    """Ask `ssh -G` how it would connect to `host`.
+
+    Raises FleetError when there is no ssh client or it refuses the configuration.
+    """
+    command = ["ssh", *ssh_arguments(), "-G"]
+    command += ["-l", host.user] if host.user else []
+    command += ["-p", str(host.port)] if host.port else []
+    try:
+        done = subprocess.run([*command, "--", host.address], capture_output=True, text=True, timeout=10, check=False)
+    except FileNotFoundError as error:
+        raise FleetError("no ssh client on this machine", hint="install openssh-client") from error
+    except subprocess.TimeoutExpired as error:
+        raise FleetError(f"{host.name}: `ssh -G` did not answer in 10 s", hint=f"ssh -G {host.address}") from error
+    if done.returncode:
+        raise FleetError(f"{host.name}: {done.stderr.strip() or 'ssh -G failed'}", hint=f"ssh -G {host.address}")
+    return parse(done.stdout, host)
+
+
+def parse(text: str, host: Host) -> Target:
+    """`ssh -G` output as a Target."""
+    values: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        values.setdefault(key.lower(), []).append(value)
+
+    def first(key: str, default: str = "") -> str:
+        value = values.get(key, [default])[0]
+        return "" if value.lower() == "none" else value
+
+    jump = first("proxyjump")
+    hostname, port = first("hostname", host.address), int(first("port", "22"))
+    proxy = first("proxycommand").replace("%h", hostname).replace("%p", str(port)).replace("%r", first("user"))
+    if jump:
+        # The last hop of a chain is asked for; ssh walks the ones before it, and checks their host keys.
+        *before, last = jump.split(",")
+        through = ["-J", ",".join(before)] if before else []
+        proxy = " ".join(["ssh", *ssh_arguments(), *through, "-W", f"[{hostname}]:{port}", last])
+    timeout = first("connecttimeout")
+    known = [*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]
+    files = (host.identity_file,) if host.identity_file else tuple(values.get("identityfile", []))
+    return Target(
+        hostname=hostname,
+        port=port,
+        user=first("user"),
+        identity_files=tuple(str(Path(name).expanduser()) for name in files),
+        known_hosts=tuple(str(Path(name).expanduser()) for line in known for name in line.split()),
+        host_key_alias=first("hostkeyalias"),
+        proxy_command=proxy,
+        connect_timeout=float(timeout) if timeout.isdigit() and int(timeout) else 10.0,
+    )
+
+
+def aliases(pattern: str) -> list[str]:
+    """Host aliases of the ssh config, its Include files too, that match `pattern` and hold no wildcard."""
+    names: dict[str, None] = {}
+    for path in _files(config_file(), depth=0):
+        config = paramiko.SSHConfig()
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            config.parse(line for line in stream if not line.strip().lower().startswith("match"))
+        for name in sorted(config.get_hostnames()):
+            if not set(name) & set("*?!") and fnmatch.fnmatch(name, pattern):
+                names[name] = None
+    return list(names)
+
+
+def _files(path: Path, *, depth: int) -> Iterator[Path]:
+    """The config file and what it includes; OpenSSH stops at 16 levels, and so does this."""
+    if not path.is_file() or depth > 16:  # noqa: PLR2004 - OpenSSH's own bound
+        return
+    yield path
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        word, _, rest = line.strip().partition(" ")
+        if word.lower() == "include":
+            for name in rest.split():
+                inside = Path(name).expanduser()
+                inside = inside if inside.is_absolute() else Path.home() / ".ssh" / inside
+                for found in sorted(inside.parent.glob(inside.name)):
+                    yield from _files(found, depth=depth + 1)

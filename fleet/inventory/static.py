@@ -1,0 +1,67 @@
+"""Hosts of a campaign: names, ranges, files and ssh aliases become one ordered list without doubles."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleet.campaign import HOST_NAME, Campaign, HostEntry, expand
+from fleet.errors import CampaignError
+from fleet.inventory import ssh_config
+from fleet.inventory.hosts import Host
+
+
+def hosts(campaign: Campaign, *, base: Path, source: str) -> tuple[Host, ...]:
+    """Every host of the campaign, in its order. `base` is the folder that relative file names start from.
+
+    Raises CampaignError for a name given twice, a missing file or a pattern that matches nothing.
+    """
+    found: dict[str, Host] = {}
+    for entry in campaign.hosts:
+        for name in _names(entry, base=base, source=source):
+            if not re.match(HOST_NAME, name):
+                raise CampaignError(f"{source}: hosts: {name!r} is no host name", hint=f"edit {source}")
+            if name in found:
+                raise CampaignError(f"{source}: hosts: {name} is given twice", hint=f"edit {source}")
+            found[name] = _host(name, entry, campaign)
+    return tuple(found.values())
+
+
+def _names(entry: HostEntry, *, base: Path, source: str) -> Iterator[str]:
+    if entry.name:
+        yield from expand(entry.name, source=source)
+    elif entry.file:
+        path = base / Path(entry.file).expanduser()
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CampaignError(f"{source}: hosts: {path} cannot be read ({error})", hint=f"edit {source}") from error
+        for line in lines:
+            if name := line.partition("#")[0].strip():
+                yield from expand(name, source=str(path))
+    elif entry.ssh_config:
+        aliases = ssh_config.aliases(entry.ssh_config)
+        if not aliases:
+            raise CampaignError(
+                f"{source}: hosts: no Host alias in your ssh config matches {entry.ssh_config!r}",
+                hint=f"edit {source} or {ssh_config.config_file()}",
+            )
+        yield from aliases
+
+
+def _host(name: str, entry: HostEntry, campaign: Campaign) -> Host:
+    return Host(
+        name=name,
+        kind=entry.kind,
+        connection=entry.connection,
+        address=entry.address or name,
+        user=entry.user,
+        port=entry.port,
+        identity_file=entry.identity_file,
+        python=entry.python,
+        notes={**campaign.notes, **entry.notes},
+    )
+
+
+def entry_of(campaign: Campaign, host: str, *, base: Path, source: str) -> HostEntry:
+    """The campaign's entry that a host came from."""
+    return next(entry for entry in campaign.hosts if host in _names(entry, base=base, source=source))

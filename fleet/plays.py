@@ -1,0 +1,209 @@
+"""The only door to ansible-runner: a request in, typed per-host events on the way, one outcome per host out.
+
+Every host of the request is in the result, whatever Ansible's own statistics say: a broken playbook, an
+unreachable host and a batch that never ran look alike in ansible-runner's status and return code.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from fleet import content
+from fleet.errors import PlayError
+from fleet.terms import HostState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayRequest:
+    """One playbook over some hosts of an inventory."""
+
+    playbook: str
+    """Name of a playbook in playbooks/, without .yml."""
+    inventory: Path
+    hosts: Sequence[str]
+    variables: dict[str, Any] = field(default_factory=dict)
+    """Extra variables; never secrets, ansible-runner keeps them."""
+    folder: Path
+    """ansible-runner's private data for this play."""
+    ssh_arguments: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayEvent:
+    """Something that happened on a host just now."""
+
+    host: str
+    task: str
+    kind: str
+    """`start`, `ok`, `changed`, `skipped`, `failed` or `unreachable`."""
+    result: dict[str, Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class HostOutcome:
+    """How a play ended for one host."""
+
+    host: str
+    state: HostState
+    changed: int = 0
+    ok: int = 0
+    cause: str = ""
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task name to its result, for tasks that were asked to be kept by registering `fleet_keep` in their name."""
+
+
+class Plays(Protocol):
+    """What the stages need; the tests' fake implements it too."""
+
+    def run(self, request: PlayRequest, on_event: Callable[[PlayEvent], None]) -> dict[str, HostOutcome]:
+        """Run a playbook; one outcome per requested host, never fewer.
+
+        Raises PlayError when the playbook itself is broken, KeyboardInterrupt when cancelled.
+        """
+
+
+class AnsiblePlays:
+    """ansible-runner with pipelining, keepalives and task timeouts; forks follow the controller's cores."""
+
+    def __init__(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        self._cancelled = cancelled
+
+    def run(self, request: PlayRequest, on_event: Callable[[PlayEvent], None]) -> dict[str, HostOutcome]:
+        """Run a playbook over the request's hosts."""
+        outcomes = {name: HostOutcome(host=name, state=HostState.FAILED, cause="") for name in request.hosts}
+        if not outcomes:
+            return outcomes
+        import ansible_runner
+
+        spoken: list[str] = []
+        ended: set[str] = set()
+
+        def handle(event: dict[str, Any]) -> bool:
+            _digest(event, outcomes, ended, spoken, on_event)
+            return True
+
+        request.folder.mkdir(parents=True, exist_ok=True)
+        runner = ansible_runner.run(
+            private_data_dir=str(request.folder),
+            playbook=str(content.playbook(request.playbook)),
+            inventory=str(request.inventory),
+            limit=",".join(outcomes),
+            extravars=request.variables,
+            envvars=environment(request.ssh_arguments, len(outcomes)),
+            event_handler=handle,
+            cancel_callback=self._cancelled,
+            quiet=True,
+            suppress_env_files=True,
+            settings={"pexpect_timeout": 2, "idle_timeout": 0},
+        )
+        if self._cancelled() or runner.status == "canceled":
+            raise KeyboardInterrupt
+        _settle(outcomes, ended, spoken, request, runner.rc)
+        return outcomes
+
+
+def environment(ssh_arguments: Sequence[str], hosts: int) -> dict[str, str]:
+    """Ansible's settings for every play, as environment variables, so that no ansible.cfg of the user interferes."""
+    cores = len(os.sched_getaffinity(0))
+    keepalive = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    return {
+        "ANSIBLE_CONFIG": os.devnull,
+        "ANSIBLE_ROLES_PATH": str(content.root() / "roles"),
+        "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_FORKS": str(max(4, min(hosts, 4 * cores))),
+        "ANSIBLE_TIMEOUT": "15",
+        "ANSIBLE_SSH_ARGS": " ".join([keepalive, *ssh_arguments]),
+        "ANSIBLE_HOST_KEY_CHECKING": "1",
+        "ANSIBLE_RETRY_FILES_ENABLED": "0",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_DEPRECATION_WARNINGS": "0",
+        "ANSIBLE_INTERPRETER_PYTHON": "auto_silent",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    }
+
+
+_KINDS = {
+    "runner_on_start": "start",
+    "runner_on_ok": "ok",
+    "runner_on_skipped": "skipped",
+    "runner_on_failed": "failed",
+    "runner_on_unreachable": "unreachable",
+}
+
+
+def _digest(
+    event: dict[str, Any],
+    outcomes: dict[str, HostOutcome],
+    ended: set[str],
+    spoken: list[str],
+    on_event: Callable[[PlayEvent], None],
+) -> None:
+    name, data = event.get("event", ""), event.get("event_data", {})
+    if name in {"verbose", "error", "warning"} and event.get("stdout"):
+        spoken.append(event["stdout"])
+    if name == "playbook_on_stats":
+        ended.update(data.get("processed", {}))
+        return
+    kind = _KINDS.get(name)
+    outcome = outcomes.get(data.get("host", ""))
+    if kind is None or outcome is None:
+        return
+    result = data.get("res") or {}
+    if kind == "ok":
+        outcome.ok += 1
+        outcome.results[data.get("task", "")] = result
+        if result.get("changed"):
+            outcome.changed += 1
+            kind = "changed"
+    elif kind == "failed" and not data.get("ignore_errors"):
+        outcome.state = HostState.NOT_READY if result.get("fleet_not_ready") else HostState.FAILED
+        outcome.cause = _cause(data, result)
+    elif kind == "unreachable":
+        outcome.state, outcome.cause = HostState.UNREACHABLE, _text(result.get("msg")) or "no answer over ssh"
+    on_event(PlayEvent(host=outcome.host, task=data.get("task", ""), kind=kind, result=result))
+
+
+def _settle(
+    outcomes: dict[str, HostOutcome], ended: set[str], spoken: list[str], request: PlayRequest, rc: int | None
+) -> None:
+    """Hosts that Ansible's statistics do not mention never ran: that is said, not assumed away."""
+    if not ended and not any(outcome.cause for outcome in outcomes.values()):
+        tail = "\n".join("\n".join(spoken).strip().splitlines()[-12:])
+        raise PlayError(
+            f"playbook {request.playbook} did not run (ansible-playbook exit {rc})\n{tail}",
+            hint=f"the whole output is in {request.folder}/artifacts",
+        )
+    for outcome in outcomes.values():
+        if outcome.cause:
+            continue
+        if outcome.host in ended:
+            outcome.state = HostState.READY
+        else:
+            outcome.cause = f"Ansible never ran playbook {request.playbook} on it"
+
+
+def _cause(data: dict[str, Any], result: dict[str, Any]) -> str:
+    text = _text(result.get("msg"))
+    if not text or text.startswith(("MODULE FAILURE", "non-zero return code")):
+        tail = _text(result.get("module_stderr")) or _text(result.get("stderr")) or _text(result.get("stdout"))
+        text = tail.splitlines()[-1] if tail else text
+    role, task = data.get("role", ""), data.get("task", "")
+    return f"{f'{role}: ' if role else ''}{task}: {_first_line(text)}" if not result.get("fleet_not_ready") else text
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _first_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0][:500] if lines else "failed without a message"
+
+
+def forget(folder: Path) -> None:
+    """Remove ansible-runner's files of an earlier play with this name."""
+    shutil.rmtree(folder, ignore_errors=True)

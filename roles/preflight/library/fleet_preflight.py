@@ -1,0 +1,146 @@
+#!/usr/bin/python
+"""Ansible module: everything preflight wants to know about a host, in one task that changes nothing.
+
+One fat module, because a task costs a second on a busy host and this one runs before every stage.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: fleet_preflight
+short_description: See whether a host can run what the campaign asks
+description:
+  - Reads memory, disk, power source and what fleet installed earlier; changes nothing.
+options:
+  work_dir: {type: str, required: true, description: Folder that fleet keeps on the host.}
+  needs: {type: dict, required: true, description: Benchmark name to memory_gib and disk_gib.}
+  spare_gib: {type: float, default: 0.25, description: Free GiB that must remain on a converged host.}
+  on_battery: {type: str, default: warn, choices: [warn, stop, ignore], description: A laptop on battery.}
+  python_env_digest: {type: str, default: "", description: Fingerprint of the environment that is wanted.}
+author: [mlperf-fleet]
+"""
+
+GIB = 2**30
+
+
+def meminfo() -> dict[str, int]:
+    """Bytes by /proc/meminfo's names."""
+    found = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes an ordinary user may still write where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def link_name(path: Path) -> str:
+    """The last part of a link's target, or nothing."""
+    return path.readlink().name if path.is_symlink() and path.exists() else ""
+
+
+def stamps(work_dir: Path) -> dict[str, object]:
+    """What provision finished here earlier."""
+    assets = {}
+    for path in sorted(work_dir.glob("assets/*/.complete")):
+        assets[path.parent.name] = path.read_text(encoding="utf-8").strip()
+    return {
+        "python_env": link_name(work_dir / "venv"),
+        "harness": link_name(work_dir / "harness" / "current"),
+        "assets": assets,
+    }
+
+
+def on_battery() -> bool:
+    """True when a battery is there and the mains are not."""
+    kinds = {}
+    for supply in sorted(Path("/sys/class/power_supply").glob("*")):
+        try:
+            kind = (supply / "type").read_text(encoding="ascii").strip()
+            kinds.setdefault(kind, []).append((supply / ("online" if kind == "Mains" else "status")).read_text().strip())
+        except OSError:
+            continue
+    return "Battery" in kinds and "1" not in kinds.get("Mains", []) and "Discharging" in kinds["Battery"]
+
+
+def writable(path: Path) -> bool:
+    """Whether this user may make `path` or write in it."""
+    while not path.exists():
+        path = path.parent
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def problems(work_dir: Path, free: int, params: dict, done: dict[str, object]) -> list[str]:
+    """What stands in the way on this host, whatever the benchmark."""
+    found = []
+    if not writable(work_dir):
+        found.append(f"{work_dir} cannot be written by {os.environ.get('USER') or os.getuid()}")
+    if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
+        version = ".".join(platform.python_version_tuple()[:2])
+        found.append(f"Python has no venv module (Debian, Ubuntu: sudo apt-get install python{version}-venv)")
+    converged = params["python_env_digest"] and done["python_env"] == params["python_env_digest"]
+    largest = max((float(need["disk_gib"]) for need in params["needs"].values()), default=0.0)
+    wanted = params["spare_gib"] if converged else max(largest, params["spare_gib"])
+    if free < wanted * GIB:
+        found.append(f"{free / GIB:.2f} GiB free for {work_dir}, {wanted:g} GiB needed: free some space there")
+    if params["on_battery"] == "stop" and on_battery():
+        found.append("on battery: plug the charger in")
+    return found
+
+
+def main() -> None:
+    """Module entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "work_dir": {"type": "str", "required": True},
+            "needs": {"type": "dict", "required": True},
+            "spare_gib": {"type": "float", "default": 0.25},
+            "on_battery": {"type": "str", "default": "warn", "choices": ["warn", "stop", "ignore"]},
+            "python_env_digest": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    work_dir = Path(module.params["work_dir"]).expanduser()
+    memory = meminfo()
+    free = free_bytes(work_dir)
+    done = stamps(work_dir)
+    cannot = {
+        name: f"{memory['MemTotal'] / GIB:.1f} GiB memory, {float(need['memory_gib']):g} GiB needed"
+        for name, need in module.params["needs"].items()
+        if memory["MemTotal"] < float(need["memory_gib"]) * GIB
+    }
+    warnings = ["on battery: results will be slower"] if module.params["on_battery"] == "warn" and on_battery() else []
+    found = problems(work_dir, free, module.params, done)
+    if cannot and len(cannot) == len(module.params["needs"]):
+        found.extend(f"{name}: {reason}" for name, reason in cannot.items())
+    facts = {
+        "work_dir": str(work_dir),
+        "free_bytes": free,
+        "memory_bytes": memory["MemTotal"],
+        "memory_available_bytes": memory.get("MemAvailable", 0),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        "cannot": cannot,
+        "host_warnings": warnings,
+        "stamps": done,
+    }
+    if found:
+        module.fail_json(msg="; ".join(found), fleet_not_ready=True, **facts)
+    module.exit_json(changed=False, **facts)
+
+
+if __name__ == "__main__":
+    main()

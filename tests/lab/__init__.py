@@ -1,0 +1,1 @@
+"""A fleet of real OpenSSH servers on one machine: see README.md."""

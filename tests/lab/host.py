@@ -1,0 +1,338 @@
+"""One host of the lab, and what can be done to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.lab import commands, disk, network
+from tests.lab.cgroups import Cgroup
+from tests.lab.record import NETNS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_HOSTINIT = Path(__file__).with_name("hostinit.sh")
+_FILLER = "/var/tmp/filler"
+_MASKED = "/root/masked-python"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class LabError(Exception):
+    """The lab itself does not work: never what a test wants to see."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostOptions:
+    """What one host has of its own; see Lab."""
+
+    disk_mb: int | None = None
+    memory_mb: int | None = None
+    meminfo_mb: int | None = None
+    mounts: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+    layers: tuple[Path, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Wiring:
+    """What all hosts of a lab share."""
+
+    lab: str
+    hub: str
+    base: Path
+    user: str
+    addresses: Mapping[str, str]
+    controller_key: str
+
+
+class HostProcess(NamedTuple):
+    """A process of a host."""
+
+    pid: int  # as the host counts
+    command: str
+    machine_pid: int  # as this machine counts
+
+
+class LabHost:
+    """A host. Its controls are undone by ``heal``, apart from files that a test has written."""
+
+    def __init__(
+        self, name: str, index: int, *, state: Path, wiring: Wiring, options: HostOptions, host_key: Path
+    ) -> None:
+        self.name = name
+        self.address = network.address(index)
+        self._index = index
+        self._state = state
+        self._wiring = wiring
+        self._options = options
+        self._host_key = host_key
+        self._cgroup = Cgroup(f"{wiring.lab}/{name}")
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._broken: set[str] = set()
+        self.public_key = host_key.with_suffix(".pub").read_text()
+
+    @property
+    def upper(self) -> Path:
+        """The host's own layer of its disk, as this machine sees it: for reading, while the host is up."""
+        return self._state / "disk" / "upper"
+
+    # --- install and boot
+
+    def install(self) -> None:
+        """Give it an empty disk with its name, user and keys on it."""
+        directory = self._state / "disk"
+        directory.mkdir(parents=True)
+        (self._state / "root").mkdir()
+        shutil.copy(_HOSTINIT, self._state / "hostinit.sh")
+        size = self._options.disk_mb
+        # An overlay cannot be the upper layer of another: inside a container the disk must be memory.
+        if size is not None or _filesystem(directory) == "overlayfs":
+            limit = [] if size is None else ["-o", f"size={size}m"]
+            subprocess.run(["mount", "-t", "tmpfs", *limit, "tmpfs", str(directory)], check=True, timeout=30)
+        if self._options.meminfo_mb is not None:
+            (self._state / "meminfo").write_text(disk.smaller_meminfo(self._options.meminfo_mb))
+        mounts = [f"{source} {target}\n" for source, target in self._options.mounts.items()]
+        (self._state / "mounts").write_text("".join(mounts))
+        self._cgroup.create(self._options.memory_mb)
+        self._write_disk()
+
+    def _write_disk(self) -> None:
+        self.upper.mkdir()
+        disk.write(
+            self.upper,
+            self._wiring.base,
+            name=self.name,
+            hosts=dict(self._wiring.addresses),
+            user=self._wiring.user,
+            host_key=self._host_key,
+            public_key=self._wiring.controller_key,
+        )
+        for source, target in self._options.mounts.items():
+            place = self.upper / target.lstrip("/")
+            if source.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
+
+    def launch(self) -> None:
+        """Start its first process; does not wait."""
+        work = self._state / "disk" / "work"
+        # A volatile overlay marks its work directory and refuses it after a power cut: a new one each time.
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir()
+        (self._state / "pid").unlink(missing_ok=True)
+        (self._state / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        layers = [*self._options.layers, self._wiring.base]
+        environment = {
+            "PATH": _PATH,
+            "LAB_NAME": self.name,
+            "LAB_STATE": str(self._state),
+            "LAB_LOWER": ":".join(map(str, layers)),
+            "LAB_UPPER": str(self.upper),
+            "LAB_WORK": str(work),
+        }
+        spaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
+        command = ["nsenter", f"--net={NETNS / f'{self._wiring.lab}-{self.name}'}", "unshare", *spaces]
+        command += ["sh", str(self._state / "hostinit.sh"), "boot"]
+        with (self._state / "console.log").open("ab") as console:
+            self._launcher = subprocess.Popen(
+                self._cgroup.joined(command),
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,  # Ctrl-C at the tests is not a power cut
+            )
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        """Return when its sshd greets; what the host said while booting is in the error if it does not."""
+        deadline = time.monotonic() + timeout
+        while not network.inside(self._wiring.hub, self._greets, timeout=10):
+            dead = self._launcher is None or self._launcher.poll() is not None
+            if dead or time.monotonic() > deadline:
+                said = (self._state / "console.log").read_text()
+                raise LabError(f"{self.name} {'died' if dead else 'has no sshd'} while booting:\n{said}")
+            time.sleep(0.02)
+
+    def _greets(self) -> bool:
+        try:
+            with socket.create_connection((self.address, 22), timeout=1) as connection:
+                return connection.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+    def reap(self) -> None:
+        """Collect the exit status of the launcher, once the host is dead."""
+        if self._launcher is not None:
+            self._launcher.wait(10)
+            self._launcher = None
+
+    # --- look inside
+
+    def exec(
+        self,
+        args: Sequence[str],
+        *,
+        timeout: float = 60.0,
+        check: bool = False,
+        input: str = "",  # noqa: A002 - as in subprocess.run
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host as root, past sshd and the network."""
+        enter = [shutil.which("nsenter") or "nsenter", "--target", str(self._first_process())]
+        enter += ["--mount", "--uts", "--ipc", "--net", "--pid", "--", *args]
+        environment = {"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8"}
+
+        def start(**streams: Any) -> subprocess.Popen[str]:
+            return subprocess.Popen(self._cgroup.joined(enter), env=environment, text=True, **streams)
+
+        try:
+            return commands.finish(start, args, input, timeout, check=check)
+        except subprocess.CalledProcessError as error:
+            said = f"{error.stdout}{error.stderr}".strip()
+            raise LabError(f"{self.name}: {' '.join(args)} ended with {error.returncode}: {said}") from None
+
+    def sh(self, script: str, *, timeout: float = 60.0) -> str:
+        """Run a shell script on the host as root; returns what it printed and raises if it fails."""
+        return self.exec(["sh", "-ec", script], timeout=timeout, check=True).stdout
+
+    def processes(self) -> list[HostProcess]:
+        """What runs on it, its PID 1 included; works on a frozen host too."""
+        found = []
+        for pid in self._cgroup.pids():
+            with suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                # The launcher is in the group but not on the host: it has only this machine's number.
+                if len(numbers) > 1:
+                    found.append(HostProcess(int(numbers[-1]), command.strip(), pid))
+        return found
+
+    def _first_process(self) -> int:
+        if self._launcher is None or self._launcher.poll() is not None:
+            raise LabError(f"{self.name} is switched off")
+        return int((self._state / "pid").read_text())
+
+    # --- what can happen to a host
+
+    def link(self, up: bool) -> None:
+        """Plug its network cable in or out."""
+        network.plug(self._wiring.hub, self._index, up)
+        self._note("link", broken=not up)
+
+    def freeze(self) -> None:
+        """Hang it: it still takes TCP connections (the kernel does) and never says a word."""
+        self._cgroup.freeze(frozen=True)
+        self._note("frozen", broken=True)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._cgroup.freeze(frozen=False)
+        self._note("frozen", broken=False)
+
+    def power_off(self) -> None:
+        """Cut its power: everything stops at once, nobody is told, the disk keeps what it has."""
+        network.plug(self._wiring.hub, self._index, up=False)
+        self._cgroup.kill()
+        self.reap()
+        self._broken -= {"frozen", "sshd", "link"}
+        self._note("power", broken=True)
+
+    def power_on(self, timeout: float = 30.0) -> None:
+        """Boot it from the same disk; returns when sshd answers."""
+        network.plug(self._wiring.hub, self._index, up=True)
+        self.launch()
+        self.wait_ready(timeout)
+        self._note("power", broken=False)
+
+    def reboot(self, timeout: float = 30.0) -> None:
+        """Cut its power and boot it again, with a new boot id; returns when sshd answers."""
+        self.power_off()
+        self.power_on(timeout)
+
+    def reinstall(self) -> None:
+        """Give it a fresh disk, as on the first day: same keys, new machine id, nothing that tests have written."""
+        self.power_off()
+        shutil.rmtree(self.upper)
+        self._write_disk()
+        self._broken -= {"disk", "python"}
+        self.power_on()
+
+    def kill_sshd(self, *, sessions: bool = False) -> None:
+        """Kill the listening sshd, and its open sessions if asked to; what they have detached lives on."""
+        daemon = int(self.sh("cat /run/sshd.pid"))
+        for process in self.processes():
+            if process.pid == daemon or (sessions and process.command.startswith("sshd:")):
+                with suppress(ProcessLookupError):
+                    os.kill(process.machine_pid, signal.SIGKILL)
+        self._note("sshd", broken=True)
+
+    def start_sshd(self) -> None:
+        """Start it again; returns when it answers."""
+        self.sh("/usr/sbin/sshd -E /run/sshd.log")
+        self.wait_ready()
+        self._note("sshd", broken=False)
+
+    def change_host_key(self) -> None:
+        """Give it another ssh host key, as if another machine had its address; stays so after ``heal``."""
+        key = "/etc/ssh/ssh_host_ed25519_key"
+        self.sh(f"rm {key} {key}.pub; ssh-keygen -q -t ed25519 -N '' -f {key}")
+        self.public_key = self.sh(f"cat {key}.pub")
+        self.kill_sshd()
+        self.start_sshd()
+
+    def fill_disk(self) -> None:
+        """Leave no byte free; only for hosts with ``disk_mb``."""
+        if self._options.disk_mb is None:
+            raise LabError(f"{self.name} has no disk of a size: it would fill this machine's")
+        self.sh(f"for size in 1M 4k; do dd if=/dev/zero bs=$size 2>/dev/null >>{_FILLER} || :; done")
+        self._note("disk", broken=True)
+
+    def free_disk(self) -> None:
+        """Give the space back."""
+        self.sh(f"rm -f {_FILLER}")
+        self._note("disk", broken=False)
+
+    def remove_python(self) -> None:
+        """Make it a host without Python."""
+        self.sh(f"mkdir -p {_MASKED}; mv /usr/bin/python3* {_MASKED}")
+        self._note("python", broken=True)
+
+    def restore_python(self) -> None:
+        """Give it back."""
+        self.sh(f"mv {_MASKED}/* /usr/bin")
+        self._note("python", broken=False)
+
+    def _note(self, what: str, *, broken: bool) -> None:
+        (self._broken.add if broken else self._broken.discard)(what)
+
+    def heal(self) -> None:
+        """Undo the above."""
+        repairs = {
+            "power": self.power_on,
+            "frozen": self.thaw,
+            "link": lambda: self.link(up=True),
+            "sshd": self.start_sshd,
+            "disk": self.free_disk,
+            "python": self.restore_python,
+        }
+        for what, repair in repairs.items():
+            if what in self._broken:
+                repair()
+
+
+def _filesystem(path: Path) -> str:
+    done = subprocess.run(["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
