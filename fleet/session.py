@@ -10,6 +10,7 @@
 import json
 import os
 import platform
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -103,6 +104,11 @@ class Session:
             )
         return data
 
+    @property
+    def token(self) -> str:
+        """The session's name on hosts."""
+        return str(self.about()["token"])
+
     def read(self, path: Path, kind: type[T]) -> T:
         """The file as `kind` (a dataclass, pydantic model or builtin container), validated.
 
@@ -179,6 +185,8 @@ def create(base: Path, campaign_text: str, *, name: str | None = None) -> Sessio
                 "fleet": __version__,
                 "python": platform.python_version(),
                 "controller": socket.gethostname(),
+                # Names the session's folder on hosts, where sessions of other controllers may lie beside it.
+                "token": f"{candidate}-{secrets.token_hex(3)}",
             },
         )
         return Session(root)

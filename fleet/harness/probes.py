@@ -182,7 +182,8 @@ def dmi_dimms(table: bytes) -> list[str]:
     position = 0
     while position + 4 <= len(table):
         kind, length = table[position], table[position + 1]
-        if length < 4:  # noqa: PLR2004 - a structure is never shorter than its header: the table is broken from here
+        # A structure is never shorter than its header, and never ends after the table: it is broken from here.
+        if length < 4 or position + length > len(table):  # noqa: PLR2004
             break
         if kind == 17:  # noqa: PLR2004 - SMBIOS' number of Memory Device
             dimms.append(_dimm(table[position : position + length].ljust(0x24, b"\0")))

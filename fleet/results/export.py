@@ -101,11 +101,12 @@ def _numbers(unit: UnitResult) -> dict[str, Any]:
 
 
 _COLUMNS = (
-    ("session", "round", "division", "quick")
-    + ("unit", "host", "system_id", "benchmark", "scenario", "mode", "backend", "state", "cause")
-    + ("valid", "metric", "value", "metric_unit", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms")
-    + ("F1", "exact_match", "queries", "loadgen_errors", "loadgen_s", "submittable", "reasons", "labels", "kind")
-    + (*_DESCRIPTION, "loadgen_version", "versions", "folder")
+    *("session", "round", "division", "quick"),
+    *("unit", "host", "system_id", "benchmark", "scenario", "mode", "backend", "state", "cause"),
+    *("valid", "metric", "value", "metric_unit", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"),
+    *("F1", "exact_match", "queries", "loadgen_errors", "loadgen_s", "submittable", "reasons", "labels", "kind"),
+    *_DESCRIPTION,
+    *("loadgen_version", "versions", "folder"),
 )
 """The tables' columns in order; a new one goes to the end."""
 
@@ -120,7 +121,7 @@ def _whole(text: str | None) -> int | None:
 
 def _csv(frame: pd.DataFrame, path: str) -> None:
     """Spreadsheets run cells that begin like a formula, and these texts come from hosts: such cells get a quote."""
-    texts = frame.select_dtypes("string").columns
+    texts = [name for name in _COLUMNS if name not in _TYPES]
     safe = frame.assign(**{name: frame[name].str.replace(r"^(?=[=+\-@\t\r])", "'", regex=True) for name in texts})
     safe.to_csv(path, index=False)
 

@@ -151,7 +151,17 @@ def assemble(
         category=header.category,
         round=header.round,
         quick=plan.quick,
-        systems=tuple(_system(header, row, ids[row.host], facts, notes, units) for row in hosts),
+        systems=tuple(
+            _system(
+                header,
+                row,
+                system_id=ids[row.host],
+                facts=facts.get(row.host),
+                notes=dict(notes.get(row.host, {})),
+                units=[unit for unit in units if unit.host == row.host],
+            )
+            for row in hosts
+        ),
         units=units,
     )
 
@@ -200,24 +210,23 @@ def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str
 def _system(
     header: Header,
     row: HostRow,
+    *,
     system_id: str,
-    facts: Mapping[str, SystemFacts],
-    notes: Mapping[str, Mapping[str, str]],
+    facts: SystemFacts | None,
+    notes: dict[str, str],
     units: Sequence[UnitResult],
 ) -> System:
-    mine = facts.get(row.host)
-    own_notes = dict(notes.get(row.host, {}))
     description: dict[str, str] = {}
-    if mine is not None:
-        used = (systems.framework_text(unit.versions) for unit in units if unit.host == row.host)
+    if facts is not None:
+        used = (systems.framework_text(unit.versions) for unit in units)
         description = systems.describe(
-            mine,
-            own_notes,
+            facts,
+            notes,
             submitter=header.submitter,
             division=header.division,
             category=header.category,
             availability=header.availability,
-            framework=next((text for text in used if text), systems.framework_text(mine.software)),
+            framework=next((text for text in used if text), systems.framework_text(facts.software)),
             system_name=system_id,
         )
     return System(
@@ -228,8 +237,8 @@ def _system(
         cause=row.cause,
         hint=row.hint,
         description=description,
-        identity=mine.identity if mine else "",
-        notes=own_notes,
+        identity=facts.identity if facts else "",
+        notes=notes,
     )
 
 
@@ -277,17 +286,19 @@ def _files_of(session: Session, spec: RunSpec, collected: CollectedUnit | None) 
         return UnitFiles(run=run, cause="not collected")
     if not collected.complete:
         return UnitFiles(run=run, cause=f"not collected: {collected.cause or 'files are missing or changed'}")
+    relative = ""
     try:
         folder = _inside(session, collected.folder)
+        relative = collected.folder
         return UnitFiles(
             run=run,
-            folder=collected.folder,
+            folder=relative,
             manifest=session.read(_file(session, folder / "manifest.json"), RunManifest),
             summary=loadgen_log.summarise(_text(session, folder / "mlperf_log_detail.txt")),
             accuracy=_accuracy(session, folder) if spec.mode is Mode.ACCURACY else {},
         )
     except (ResultsError, SessionError) as error:
-        return UnitFiles(run=run, cause=f"collected, but {error.message}")
+        return UnitFiles(run=run, folder=relative, cause=f"collected, but {error.message}")
 
 
 def _accuracy(session: Session, folder: Path) -> dict[str, float]:

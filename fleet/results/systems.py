@@ -140,14 +140,14 @@ def _host(facts: SystemFacts) -> dict[str, str]:
     cards = [_clean(f"{card.name}{_speed(card.speed_mbps)}") for card in facts.network]
     return {
         # the policy's core count is per processor, facts count all sockets
-        "host_processor_model_name": _clean(facts.cpu_model) or _unprobed(facts, "cpu"),
+        "host_processor_model_name": _clean(facts.cpu_model) or _unprobed(facts, "cpu_model"),
         "host_processors_per_node": str(sockets),
         "host_processor_core_count": str(max(1, facts.cpu_cores // sockets)),
         "host_processor_frequency": f"{facts.cpu_max_mhz:.0f} MHz" if facts.cpu_max_mhz else "",
         "host_processor_caches": _clean(", ".join(f"{level} {size}" for level, size in facts.cpu_caches.items())),
         "host_networking": ", ".join(cards)[:MAX_TEXT] or NOT_APPLICABLE,
         "host_network_card_count": str(len(cards)),
-        "operating_system": _clean(facts.os_name) or _unprobed(facts, "os"),
+        "operating_system": _clean(facts.os_name) or _unprobed(facts, "os_name"),
     }
 
 

@@ -38,7 +38,7 @@ def reasons(evidence: Evidence, benchmark: BenchmarkRule, round_: Round, divisio
     """Every reason against submitting; empty when the unit can be submitted."""
     found = [*_run(evidence)]
     if evidence.summary is not None:
-        found += _log(evidence, evidence.summary, round_)
+        found += _log(evidence, evidence.summary)
         if evidence.spec.mode is Mode.PERFORMANCE:
             found += _performance(evidence.spec, evidence.summary, benchmark, round_, division)
         else:
@@ -59,7 +59,7 @@ def _run(evidence: Evidence) -> Iterator[str]:
         yield "random weights"
 
 
-def _log(evidence: Evidence, summary: LoadgenSummary, round_: Round) -> Iterator[str]:
+def _log(evidence: Evidence, summary: LoadgenSummary) -> Iterator[str]:
     spec = evidence.spec
     if summary.scenario is not spec.scenario:
         yield f"the log is of {summary.scenario}, planned was {spec.scenario}"

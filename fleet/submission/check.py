@@ -10,15 +10,13 @@ from pathlib import Path
 from fleet.mlperf.rules import BenchmarkRule, Round, benchmark_names, load_benchmark
 from fleet.session import Session
 from fleet.submission.check_files import DIVISIONS, check_files
-from fleet.submission.check_runs import Place, RunFindings, check_runs, read_object
+from fleet.submission.check_runs import SCENARIOS, Place, RunFindings, check_runs, read_object
 from fleet.submission.check_system import SYSTEM_TYPES, check_system
 from fleet.submission.findings import Finding, Reporter, Severity, has_errors
 from fleet.submission.layout import QUICK_NOTE, SubmissionLayout
-from fleet.terms import Division, Scenario
+from fleet.terms import Division
 
 __all__ = ["Finding", "Severity", "check", "has_errors"]
-
-_SCENARIOS = frozenset({*(scenario.lower() for scenario in Scenario), "interactive"})
 
 
 def check(where: Session | Path, rules: Round) -> tuple[Finding, ...]:
@@ -130,7 +128,7 @@ def _rule_for(benchmark: str, official: str) -> BenchmarkRule | None:
 
 def _check_scenario(place: Place, system_type: str) -> Iterator[Finding]:
     path = place.layout.results_dir.joinpath(*place.key)
-    if place.scenario.lower() not in _SCENARIOS:
+    if place.scenario.lower() not in SCENARIOS:
         yield place.report.error(path, f"{place.scenario} is no scenario", "name the folder as LoadGen does")
     elif place.rule and system_type in SYSTEM_TYPES:
         allowed = place.rule.scenarios_of(system_type)

@@ -24,6 +24,8 @@ from fleet.terms import Scenario
 _AGAIN = "run the unit again, then `fleet collect`, `fleet results` and `fleet submission`"
 _REBUILD = "run `fleet submission` again"
 _INFERRED = frozenset({("SingleStream", "MultiStream"), ("SingleStream", "Offline"), ("MultiStream", "Offline")})
+SCENARIOS = frozenset({*(scenario.lower() for scenario in Scenario), "interactive"})
+"""Scenario folders, in lower case: the checker takes any case."""
 _EARLY_STOPPING = frozenset({Scenario.SINGLE_STREAM, Scenario.MULTI_STREAM, Scenario.SERVER})
 
 
@@ -125,7 +127,9 @@ def _check_performance(place: Place, found: RunFindings) -> None:
         return
     summary, values, path = log
     report = place.report
-    found.plain.extend(_check_mode(values, "PerformanceOnly", path, report))
+    if wrong := list(_check_mode(values, "PerformanceOnly", path, report)):
+        found.plain.extend(wrong)
+        return  # the rest would only say it again
     found.plain.extend(_check_scenario(summary.scenario, place, path))
     for name, seed in place.rules.seeds.items():
         if summary.seeds.get(name) != seed:
@@ -136,7 +140,7 @@ def _check_performance(place: Place, found: RunFindings) -> None:
                     f"use mlcommons-loadgen {place.rules.loadgen} and run the unit again",
                 )
             )
-    if summary.metric is None and summary.valid is not None:
+    if summary.metric is None:
         found.timing.append(report.error(path, "the log holds no result for its scenario", _AGAIN))
     if summary.min_duration_ms < place.rules.min_duration_ms:
         found.short_ms = summary.min_duration_ms
@@ -151,13 +155,13 @@ def _check_performance(place: Place, found: RunFindings) -> None:
 def _check_mode(values: dict[str, Any], wanted: str, path: Path, report: Reporter) -> Iterator[Finding]:
     mode = values.get("effective_test_mode")
     if mode not in (wanted, "SubmissionRun"):
-        yield report.error(path, f"the log is of a {mode} run, not {wanted}", _AGAIN)
+        yield report.error(path, f"the log is of mode {mode}, not {wanted}", _AGAIN)
 
 
 def _check_scenario(logged: Scenario, place: Place, path: Path) -> Iterator[Finding]:
     folder = place.scenario.lower()
     # Interactive is the Server scenario with tighter limits, under a name of its own.
-    if logged.lower() == folder or (folder == "interactive" and logged is Scenario.SERVER):
+    if folder not in SCENARIOS or logged.lower() == folder or (folder == "interactive" and logged is Scenario.SERVER):
         return
     if any(logged == source and folder == target.lower() for source, target in _INFERRED):
         yield place.report.warning(path, f"inferred from a {logged} run", "run the scenario itself")

@@ -22,11 +22,11 @@ def check_system(
         yield from _check_key(path, key, data, rules, report)
     for key in _WHOLE_NUMBERS:
         value = data.get(key)
-        if value not in (None, "") and not str(value).isdigit():
+        if value not in (None, "") and not str(value).isdecimal():
             yield report.error(path, f"{key} is {value!r}, not a whole number: it crashes the checker", _HOW)
     if "status" in data and str(data["status"]).lower() not in set(Availability):
         yield report.error(path, f"status is {data['status']!r}, not one of {', '.join(Availability)}", _HOW)
-    if "system_type" in data and data["system_type"] not in SYSTEM_TYPES:
+    if "system_type" in data and str(data["system_type"]) not in SYSTEM_TYPES:
         yield report.error(path, f"system_type is {data['system_type']!r}, not edge, datacenter or both", _HOW)
     for key, folder in (("submitter", layout.submitter), ("division", layout.division)):
         if data.get(key) and str(data[key]).lower() != folder.lower():

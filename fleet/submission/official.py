@@ -17,7 +17,9 @@ TIMEOUT_S = 900
 _OK = "SUMMARY: submission looks OK"
 _BAD = "SUMMARY: submission has errors"
 _NO_RESULTS = re.compile(r"NoResults (\S.*)$", re.MULTILINE)
-_ERROR = re.compile(r"\bERROR\b[^\n]*$", re.MULTILINE)
+_ERROR = re.compile(r"\bERROR\b\W*(\S.*)$", re.MULTILINE)
+_NO_NEWS = ("NoResults", "SUMMARY", "Checks failed for")
+"""Error lines that only repeat a verdict."""
 _MAX_LINES = 20
 
 
@@ -30,7 +32,7 @@ class OfficialVerdict:
     rows: int
     """Results in its csv."""
     output: str
-    """All it printed."""
+    """All it printed, with paths relative to the tree."""
 
 
 def official(root: Path, checkout: Path, rules: Round, expected: int) -> OfficialVerdict:
@@ -56,7 +58,7 @@ def official(root: Path, checkout: Path, rules: Round, expected: int) -> Officia
         except subprocess.TimeoutExpired as error:
             raise SubmissionError(f"the official checker ran longer than {TIMEOUT_S} s and was stopped") from error
         rows = _rows(table)
-    output = done.stdout + done.stderr
+    output = (done.stdout + done.stderr).replace(f"{root.resolve()}/", "")
     return OfficialVerdict(tuple(_findings(output, done.returncode, rows, expected)), rows, output)
 
 
@@ -79,7 +81,7 @@ def _findings(output: str, code: int, rows: int, expected: int) -> list[Finding]
     elif (code or _BAD in output) and not findings:
         findings.append(Finding(Severity.ERROR, ".", "the official checker says the submission has errors", fix))
     if findings:
-        said = [line for line in _ERROR.findall(output) if "NoResults" not in line and "SUMMARY" not in line]
+        said = [line for line in _ERROR.findall(output) if not any(words in line for words in _NO_NEWS)]
         findings += [Finding(Severity.ERROR, ".", f"official checker: {line}", fix) for line in said[:_MAX_LINES]]
     if rows != expected:
         message = f"the official checker counts {rows} results, the tree should have {expected}"

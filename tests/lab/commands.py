@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+class LabError(Exception):
+    """The lab, or a command that a test depends on, does not work: never what a test wants to see."""
+
+
 class Starter(Protocol):
     """Starts the command with these files and in a session of its own."""
 
@@ -52,6 +56,7 @@ def finish(
         done = subprocess.CompletedProcess(list(map(str, args)), process.returncode, stdout.read(), stderr.read())
     if expired:
         raise subprocess.TimeoutExpired(done.args, timeout, done.stdout, done.stderr)
-    if check:
-        done.check_returncode()
+    if check and done.returncode:
+        said = f"{done.stdout}{done.stderr}".strip()
+        raise LabError(f"{' '.join(done.args)} ended with {done.returncode}: {said}")
     return done

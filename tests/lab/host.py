@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.lab import commands, disk, network
 from tests.lab.cgroups import Cgroup
+from tests.lab.commands import LabError
 from tests.lab.record import NETNS
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ _HOSTINIT = Path(__file__).with_name("hostinit.sh")
 _FILLER = "/var/tmp/filler"
 _MASKED = "/root/masked-python"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class LabError(Exception):
-    """The lab itself does not work: never what a test wants to see."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +194,7 @@ class LabHost:
         def start(**streams: Any) -> subprocess.Popen[str]:
             return subprocess.Popen(self._cgroup.joined(enter), env=environment, text=True, **streams)
 
-        try:
-            return commands.finish(start, args, input, timeout, check=check)
-        except subprocess.CalledProcessError as error:
-            said = f"{error.stdout}{error.stderr}".strip()
-            raise LabError(f"{self.name}: {' '.join(args)} ended with {error.returncode}: {said}") from None
+        return commands.finish(start, args, input, timeout, check=check)
 
     def sh(self, script: str, *, timeout: float = 60.0) -> str:
         """Run a shell script on the host as root; returns what it printed and raises if it fails."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tests.lab import commands, network, rootfs
 from tests.lab.cgroups import Cgroup
-from tests.lab.host import HostOptions, LabError, LabHost, Wiring
+from tests.lab.commands import LabError
+from tests.lab.host import HostOptions, LabHost, Wiring
 from tests.lab.record import NETNS, Record, clean_stale
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ _PROGRAMS = {
     "ip": "iproute2",
     "unshare": "util-linux",
     "nsenter": "util-linux",
+    "setpriv": "util-linux",
     "mount": "mount",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
@@ -101,10 +103,10 @@ def _built_once(name: str, build: _Builder) -> Path:
         if target.is_dir():
             return target
         # Only the holder of the lock builds, so whatever lies here is what an interrupted build left.
-        partial = cache_dir() / f"{name}.partial"
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir()
+        for abandoned in cache_dir().glob(f"{name}.partial-*"):
+            shutil.rmtree(abandoned)
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=cache_dir()))
+        partial.chmod(0o755)
         try:
             build(partial)
             partial.rename(target)
@@ -114,8 +116,8 @@ def _built_once(name: str, build: _Builder) -> Path:
 
 
 def _debootstrap(target: Path) -> None:
-    # A mount namespace of its own: what debootstrap mounts below the target goes away even if it is killed.
-    command = ["unshare", "--mount", "--kill-child", "--fork"]
+    # Namespaces of its own: what debootstrap mounts and starts goes away with it even if it is killed.
+    command = ["unshare", "--mount", "--pid", "--mount-proc", "--kill-child", "--fork"]
     command += ["debootstrap", "--variant=minbase", f"--keyring={KEYRING}", f"--include={','.join(PACKAGES)}"]
     command += [RELEASE, str(target), *_mirror()]
     _checked(command, "debootstrap", _BUILD_SECONDS)
@@ -124,6 +126,8 @@ def _debootstrap(target: Path) -> None:
 
 def _mirror() -> list[str]:
     """The machine's own mirror of RELEASE; empty where it has none, then debootstrap takes its default."""
+    if chosen := os.environ.get("LAB_DEBIAN_MIRROR"):
+        return [chosen]
     wanted = "$(RELEASE) $(COMPONENT) $(SITE)"
     command = ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"]
     try:
@@ -150,6 +154,8 @@ def _polish(root: Path) -> None:
 
 
 def _checked(command: list[str], what: str, timeout: float) -> None:
+    # It must not outlive this process: the next one would build while it still writes.
+    command = ["setpriv", "--pdeathsig=KILL", *command]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False
     )

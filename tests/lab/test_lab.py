@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -105,8 +106,12 @@ def test_a_dead_sshd_refuses_and_detached_jobs_live(lab: Lab) -> None:
 
 def test_orphans_are_reaped(lab: Lab) -> None:
     lab.ssh("h01", "for i in 1 2 3; do (setsid sleep 0.1 &) ; done")
-    time.sleep(0.5)
-    assert "Z" not in lab.ssh("h01", "ps -eo stat=").stdout
+    deadline = time.monotonic() + 10
+    while leftover := [
+        line for line in lab["h01"].sh("ps -eo stat=,args=").splitlines() if line[0] == "Z" or " 0.1" in line
+    ]:
+        assert time.monotonic() < deadline, leftover
+        time.sleep(0.1)
 
 
 def test_a_host_without_python(lab: Lab) -> None:
@@ -204,7 +209,7 @@ def test_teardown_leaves_nothing_behind(make_lab: MakeLab) -> None:
 def test_a_failed_start_leaves_nothing_behind(lab_possible: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     monkeypatch.setattr("tests.lab.disk._SSHD_CONFIG", "NoSuchOption yes\n")
     records: list[Record] = []
-    monkeypatch.setattr(Record, "save", records.append)
+    monkeypatch.setattr(Record, "save", lambda self: records.append(self))  # noqa: PLW0108 - binds self
     with pytest.raises(Exception, match=r"(?s)h01 died while booting.*NoSuchOption"), Lab(2):
         pass
     assert records[0].leftovers() == []
@@ -234,10 +239,22 @@ def test_a_half_built_root_file_system_is_never_used(tmp_path: Path, monkeypatch
 
     with pytest.raises(KeyboardInterrupt):
         rootfs._built_once("thing", interrupted)
-    (tmp_path / "mlperf-fleet/thing.partial/old").mkdir(parents=True)  # as a killed build leaves it
+    (tmp_path / "mlperf-fleet/thing.partial-old").mkdir()  # as a killed build leaves it
     built = rootfs._built_once("thing", lambda target: (target / "whole").touch())
     assert [path.name for path in built.iterdir()] == ["whole"]
     assert rootfs._built_once("thing", interrupted) == built
+    assert sorted(path.name for path in (tmp_path / "mlperf-fleet").iterdir()) == ["thing", "thing.lock"]
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("", "1 skipped"), ("true", "1 error")])
+def test_where_the_lab_cannot_run_tests_skip_but_fail_in_ci(ci: str, outcome: str) -> None:
+    test = f"{__file__}::{test_teardown_leaves_nothing_behind.__name__}"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", test]
+    environment = {**os.environ, "PATH": "/nonexistent", "CI": ci}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    assert outcome in done.stdout.splitlines()[-1]
+    assert "the lab needs: apt-get install debootstrap iproute2 mount openssh-client util-linux" in done.stdout
 
 
 def test_a_host_that_is_not_in_the_lab_is_an_error() -> None:

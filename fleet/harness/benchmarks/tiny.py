@@ -91,7 +91,7 @@ class _Author:
     def _name(self, kind: str) -> str:
         parts = patterns()["names"]
         while True:
-            name = "".join(self._pick(parts[part]) for part in ("onsets", "vowels", "codas"))
+            name: str = "".join(self._pick(parts[part]) for part in ("onsets", "vowels", "codas"))
             if self._chance(0.2):
                 name += self._pick(parts["middles"])
             name += self._pick(parts["endings"][kind])
@@ -125,7 +125,7 @@ class _Author:
         """What a person is called: the whole name at first, later often the surname."""
         known = value in self._named
         self._named.add(value)
-        return value.split()[-1] if kind == "person" and known and self._chance(0.5) else value
+        return value.rsplit(maxsplit=1)[-1] if kind == "person" and known and self._chance(0.5) else value
 
     def _fact(self, pattern: str, frame: str, start: int, subject: str | None) -> tuple[str, _Fact]:
         """A sentence from `pattern` that stands at character `start`; with a subject, that one as a pronoun."""
@@ -193,7 +193,7 @@ class _Author:
         while True:
             text, facts = self._text()
             questions = list(self._questions(facts))
-            if not questions or len(text) > 400:  # noqa: PLR2004 - characters; more might not fit 128 tokens
+            if not questions or len(text) > 360:  # noqa: PLR2004 - characters; more might not fit 128 tokens
                 continue
             fact, question = self._pick(questions)
             asked = {slot: self._call(slot.rstrip("2"), fact.values[slot]) for slot in _slots(question["ask"])}
@@ -231,3 +231,190 @@ def tokenise(samples: Iterable[Sample], tokenizer: Path = FOLDER / "tokenizer.js
         "context_starts.npy": np.array([encoding.type_ids.index(1) for encoding in encodings], dtype="<u2"),
         "offsets.npy": np.concatenate([np.array(encoding.offsets, dtype="<u2") for encoding in encodings]),
     }
+
+
+def normalise(text: str) -> list[str]:
+    """SQuAD v1.1's words of an answer: lower case, without punctuation and articles."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def f1(predicted: str, truth: str) -> float:
+    """SQuAD v1.1's F1 of one answer, 0 to 1: words in common."""
+    left, right = normalise(predicted), normalise(truth)
+    common = (Counter(left) & Counter(right)).total()
+    return 2 * common / (len(left) + len(right)) if common else 0.0
+
+
+@functools.cache
+def _too_long() -> npt.NDArray[np.bool_]:
+    """[MAX_LENGTH, MAX_LENGTH], true where a span from row to column is backwards or longer than MAX_ANSWER."""
+    width = np.arange(MAX_LENGTH)[None, :] - np.arange(MAX_LENGTH)[:, None]
+    return (width < 0) | (width >= MAX_ANSWER)
+
+
+def best_span(logits: npt.NDArray[np.float32], context_start: int) -> tuple[int, int]:
+    """First and last token of the likeliest answer in `logits` [length, 2], [SEP] at the end excluded."""
+    inside = logits[context_start:-1]
+    scores = inside[:, :1] + inside[None, :, 1]
+    scores[_too_long()[: len(inside), : len(inside)]] = -np.inf
+    first, last = divmod(int(scores.argmax()), len(inside))
+    return context_start + first, context_start + last
+
+
+def _read_log(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Sample index and response of each entry of an mlperf_log_accuracy.json."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        for entry in entries:
+            yield int(entry["qsl_idx"]), bytes.fromhex(entry["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a whole accuracy log, LoadGen may have been stopped: {error}") from error
+
+
+class TinyBert:
+    """The benchmark over what `prepare` left in a folder; see Benchmark for the methods."""
+
+    sample_count = SAMPLES
+    model_dir = FOLDER
+
+    def __init__(self, assets: Path) -> None:
+        """Raises ValueError when a file of `prepare` is not in `assets`."""
+        try:
+            loaded = [np.load(assets / name) for name in _ARRAYS]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{assets}: dataset is missing or broken, run `fleet provision`: {error}") from error
+        self._assets = assets
+        self._input_ids, self._rows, self._context_starts, self._offsets = loaded
+        if len(self._rows) != SAMPLES + 1:
+            raise ValueError(f"{assets}: {len(self._rows) - 1} samples instead of {SAMPLES}, run `fleet provision`")
+
+    @property
+    def model(self) -> dict[str, str]:
+        """The five texts of measurements.json plus weights_sha256."""
+        return {
+            "input_data_types": "int64",
+            "weight_data_types": "fp32",
+            "weight_transformations": "none",
+            "retraining": "yes, from scratch by benchmarks/train_tiny_bert.py",
+            "starting_weights_filename": "model.safetensors",
+            "weights_sha256": _card()["files"]["model.safetensors"],
+        }
+
+    def features(self, index: int) -> Features:
+        """Sample `index`, tokenised: two int64 arrays of shape [length], 36 to 128.
+
+        Raises IndexError when there is no such sample.
+        """
+        if not 0 <= index < SAMPLES:
+            raise IndexError(f"sample {index} of {SAMPLES}")
+        input_ids = self._input_ids[self._rows[index] : self._rows[index + 1]].astype(np.int64)
+        types = (np.arange(len(input_ids)) >= self._context_starts[index]).astype(np.int64)
+        return Features(input_ids, types)
+
+    def response(self, output: npt.NDArray[np.float32]) -> bytes:
+        """Start and end logits [length, 2] as little-endian float32: 600 bytes on average."""
+        return np.ascontiguousarray(output, dtype="<f4").tobytes()
+
+    def _answer(self, index: int, response: bytes, context: str) -> str:
+        """The characters of `context` that a response points at."""
+        first_row, end_row = self._rows[index], self._rows[index + 1]
+        length = int(end_row - first_row)
+        if len(response) != 8 * length:
+            raise ValueError(f"sample {index}: {len(response)} bytes instead of {8 * length}")
+        logits = np.frombuffer(response, dtype="<f4").reshape(length, 2)
+        if not np.isfinite(logits).all():
+            raise ValueError(f"sample {index}: logits are not finite")
+        first, last = best_span(logits, int(self._context_starts[index]))
+        return context[self._offsets[first_row + first, 0] : self._offsets[first_row + last, 1]]
+
+    def evaluate(self, accuracy_log: Path, sample_count: int) -> dict[str, float]:
+        """`F1` and `exact_match` in percent over the first `sample_count` samples.
+
+        Raises ValueError when the log is cut off, or a sample is missing, foreign, of a wrong size, not finite, or
+        logged twice with different answers.
+        """
+        if not 0 < sample_count <= SAMPLES:
+            raise ValueError(f"sample count {sample_count} is not between 1 and {SAMPLES}")
+        with (self._assets / _TEXTS).open(encoding="utf-8") as lines:
+            samples = [json.loads(line) for _, line in zip(range(sample_count), lines, strict=False)]
+        answers: dict[int, str] = {}
+        for index, response in _read_log(accuracy_log):
+            if not 0 <= index < sample_count:
+                raise ValueError(f"{accuracy_log}: sample {index} is not one of the {sample_count} of this run")
+            try:
+                answer = self._answer(index, response, samples[index]["context"])
+            except ValueError as error:
+                raise ValueError(f"{accuracy_log}: {error}") from error
+            # LoadGen may repeat samples to fill the last query; logits may then differ in the last bits, no more.
+            if answers.setdefault(index, answer) != answer:
+                raise ValueError(f"{accuracy_log}: sample {index} was answered twice, differently")
+        missing = sorted(set(range(sample_count)) - answers.keys())
+        if missing:
+            raise ValueError(f"{accuracy_log}: {len(missing)} of {sample_count} samples missing, first {missing[0]}")
+        truths = [sample["answer"] for sample in samples]
+        pairs = [(answers[index], truth) for index, truth in enumerate(truths)]
+        exact = sum(normalise(answer) == normalise(truth) for answer, truth in pairs)
+        overlap = sum(f1(answer, truth) for answer, truth in pairs)
+        return {"F1": 100 * overlap / sample_count, "exact_match": 100 * exact / sample_count}
+
+    def accuracy_text(self, metrics: dict[str, float]) -> str:
+        """One line, from whose start the official checker reads."""
+        return f'{{"exact_match": {metrics["exact_match"]:.6f}, "f1": {metrics["F1"]:.6f}}}\n'
+
+
+@functools.cache
+def _card() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
+    return data
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_dataset(assets: Path, samples: Sequence[Sample]) -> dict[str, str]:
+    """Write `samples` and their tokens into the folder `assets`, each file by rename; file name to sha256."""
+    assets.mkdir(parents=True, exist_ok=True)
+    arrays = tokenise(samples)
+    hashes = {}
+    for name in (_TEXTS, *_ARRAYS):
+        partial = assets / f"{name}.partial"
+        with partial.open("wb") as stream:
+            if name == _TEXTS:
+                stream.writelines(json.dumps(asdict(sample)).encode() + b"\n" for sample in samples)
+            else:
+                np.save(stream, arrays[name], allow_pickle=False)
+        hashes[name] = _sha256(partial)
+        partial.replace(assets / name)
+    return hashes
+
+
+def prepare(name: str, assets: Path) -> dict[str, str]:
+    """Generate and tokenise the dataset into `assets`, about 4 s; nothing when it is there already.
+
+    Returns file name to sha256, the same on every host. Raises ValueError when the model in this package, or the
+    dataset that came out, is not the one that card.json describes.
+    """
+    card = _card()
+    for part, expected in card["files"].items():
+        if not (FOLDER / part).is_file() or _sha256(FOLDER / part) != expected:
+            raise ValueError(f"{name}: {FOLDER / part} is missing or damaged, install fleet's wheel again")
+    dataset: dict[str, str] = card["dataset"]
+    present = {part: _sha256(assets / part) for part in dataset if (assets / part).is_file()}
+    if present == dataset:
+        return present
+    written = write_dataset(assets, list(generate(SEED, SAMPLES)))
+    wrong = sorted(part for part in dataset if written.get(part) != dataset[part])
+    if wrong:
+        raise ValueError(
+            f"{name}: generated {', '.join(wrong)} differs from the dataset of card.json, so accuracy would not be"
+            f" comparable: install the pinned numpy ({np.__version__} here) and tokenizers"
+        )
+    return written
+
+
+def open(name: str, assets: Path) -> TinyBert:  # noqa: A001, ARG001 - the protocol's name and arguments
+    """The benchmark over what `prepare` left in `assets`; ValueError when that is not whole."""
+    return TinyBert(assets)

@@ -24,6 +24,11 @@ NAMES = sorted(path.parent.name for path in HOSTS.glob("*/tree.txt"))
 # --- hosts from tests/data/hosts
 
 
+def having(program: str) -> list[str]:
+    """The hosts that recorded what a program prints."""
+    return [name for name in NAMES if f"/output/{program}" in (HOSTS / name / "tree.txt").read_text()]
+
+
 def lay_out(tree: str, root: Path) -> None:
     """Make the files of a tree.txt (format: tests/data/hosts/README.md) under `root`."""
     lines = iter(tree.splitlines())
@@ -52,7 +57,7 @@ def numbers(text: str) -> list[Any]:
 
 
 def fill(text: str, n: Any) -> str:
-    return re.sub(r"\{([^}]*\bn\b[^}]*)\}", lambda match: str(eval(match[1], {"n": n})), text)  # noqa: PGH001
+    return re.sub(r"\{([^}]*\bn\b[^}]*)\}", lambda match: str(eval(match[1], {"n": n})), text)
 
 
 def recorded(root: Path) -> Callable[[Sequence[str]], str]:
@@ -150,23 +155,22 @@ def test_facts_are_the_expected(host: tuple[str, Path]) -> None:
     assert json.loads(text) == json.loads(expected.read_text())
 
 
-def test_virtualization_without_systemd_is_the_same_word(host: tuple[str, Path]) -> None:
-    _, root = host
-    program = root / "output/systemd-detect-virt"
+@pytest.mark.parametrize("name", having("systemd-detect-virt"))
+def test_virtualization_without_systemd_is_the_same_word(tmp_path: Path, name: str) -> None:
+    lay_out((HOSTS / name / "tree.txt").read_text(), tmp_path)
+    program = tmp_path / "output/systemd-detect-virt"
     word = program.read_text().strip()
     program.unlink()
-    facts = describe.describe(root, commands=recorded(root), nvml=fake_nvml(root))
+    facts = describe.describe(tmp_path, commands=recorded(tmp_path), nvml=fake_nvml(tmp_path))
     assert facts.virtualization == word
 
 
-def test_recorded_lscpu_agrees(host: tuple[str, Path]) -> None:
-    """Our reading of /sys against lscpu's own, on hosts that recorded it."""
-    _, root = host
-    program = root / "output/lscpu -J"
-    if not program.exists():
-        pytest.skip("a reconstructed host has no lscpu output to compare with")
-    fields = probes.lscpu(program.read_text())
-    facts = describe.describe(root, commands=recorded(root), nvml=fake_nvml(root))
+@pytest.mark.parametrize("name", having("lscpu -J"))
+def test_recorded_lscpu_agrees(tmp_path: Path, name: str) -> None:
+    """Our reading of /sys against lscpu's own, on captured hosts."""
+    lay_out((HOSTS / name / "tree.txt").read_text(), tmp_path)
+    fields = probes.lscpu((tmp_path / "output/lscpu -J").read_text())
+    facts = describe.describe(tmp_path, commands=recorded(tmp_path), nvml=fake_nvml(tmp_path))
     assert facts.cpu_caches == {level: fields[f"{level} cache"] for level in facts.cpu_caches}
     assert facts.cpu_model == fields["Model name"]
     assert facts.cpu_sockets == int(fields["Socket(s)"])
@@ -197,11 +201,13 @@ def test_garbage_everywhere_still_answers(tmp_path: Path) -> None:
 
 
 def test_this_host_is_described_fast_and_wholly(tmp_path: Path) -> None:
-    describe.describe()
-    start = time.perf_counter()
-    describe.describe()
-    took = time.perf_counter() - start
-    assert took < 2, "0.4 s is the aim; the margin is for a busy test machine"
+    def seconds() -> float:
+        start = time.perf_counter()
+        describe.describe()
+        return time.perf_counter() - start
+
+    # The best of three, and a margin over the aim of 0.4 s: other tests share the processors.
+    assert min(seconds() for _ in range(3)) < 1
     describe.write(tmp_path / "facts.json")
     data = json.loads((tmp_path / "facts.json").read_text())
     assert data.keys() == {field.name for field in dataclasses.fields(SystemFacts)}
@@ -338,7 +344,7 @@ def test_dmi_dimms() -> None:
     table = bios + dimm(0x7FFF, 65536) + dimm(0) + dimm(16384, speed=0) + dimm(0x7FFF, 65536) + end
     dimms = probes.dmi_dimms(table)
     assert probes.dimm_text(dimms) == "2x 64 GiB DDR5 4800 MT/s + 1x 16 GiB DDR5 5600 MT/s"
-    assert probes.dmi_dimms(table[:30]) == ["" for _ in range(0)]
+    assert probes.dmi_dimms(table[:30]) == []
     assert probes.dmi_dimms(b"\x11\x02\0\0\0\0") == []
 
 
@@ -391,7 +397,7 @@ def test_disk_kind(name: str, model: str, *, rotational: bool, kind: str) -> Non
         ([{"type": "USB", "online": "1"}, {"type": "Battery", "status": "Not charging"}], False),
     ],
 )
-def test_on_battery(supplies: list[dict[str, str]], answer: bool | None) -> None:  # noqa: FBT001
+def test_on_battery(supplies: list[dict[str, str]], answer: bool | None) -> None:
     assert probes.on_battery(supplies) is answer
 
 
@@ -408,7 +414,7 @@ def test_on_battery(supplies: list[dict[str, str]], answer: bool | None) -> None
         (["PowerEdge R760", "Dell Inc."], True, "control_d", "none"),
     ],
 )
-def test_virtualization(dmi: list[str], hypervisor: bool | None, xen: str, word: str) -> None:  # noqa: FBT001
+def test_virtualization(dmi: list[str], hypervisor: bool | None, xen: str, word: str) -> None:
     assert probes.virtualization(container="", kernel="6.1", dmi=dmi, xen=xen, hypervisor=hypervisor) == word
 
 

@@ -93,6 +93,8 @@ DEFECTS: dict[str, tuple[Defect, Path, str]] = {
     "accelerators integer 0": (system(accelerators_per_node=0), SYSTEM, 'write the text "0"'),
     "accelerators N/A": (system(accelerators_per_node="N/A"), SYSTEM, "not a whole number"),
     "nodes as word": (system(number_of_nodes="one"), SYSTEM, "not a whole number"),
+    "nodes superscript": (system(number_of_nodes="\u00b2"), SYSTEM, "not a whole number"),
+    "type a list": (system(system_type=["edge"]), SYSTEM, "not edge, datacenter or both"),
     "status": (system(status="released"), SYSTEM, "status is 'released'"),
     "system type": (system(system_type="laptop"), SYSTEM, "system_type is 'laptop'"),
     "other submitter": (system(submitter="Other"), SYSTEM, "submitter is 'Other', but the folder is ExampleLab"),
@@ -122,7 +124,7 @@ DEFECTS: dict[str, tuple[Defect, Path, str]] = {
     "accuracy log as performance": (
         lambda root: shutil.copyfile(root / SS / "accuracy/mlperf_log_detail.txt", root / SS / PERF),
         SS / PERF,
-        "the log is of a AccuracyOnly run",
+        "the log is of mode AccuracyOnly",
     ),
     "no performance log": (remove(SS / PERF), SS / PERF, "the log is missing"),
     "no summary": (
@@ -296,11 +298,13 @@ LOOKS_OK = "import sys; print('INFO:main:SUMMARY: submission looks OK', file=sys
         (4, "1 / 0", ["the official checker crashed: ZeroDivisionError: division by zero"]),
         (
             3,
-            "print('ERROR:main:bad seed\\nERROR:main:NoResults open/x\\nERROR:main:SUMMARY: submission has errors')\n"
-            "raise SystemExit(1)",
+            (
+                "print('x ERROR] bad seed\\nERROR] NoResults open/x\\nERROR] SUMMARY: submission has errors')\n"
+                "raise SystemExit(1)"
+            ),
             [
                 "the official checker refuses this result",
-                "official checker: ERROR:main:bad seed",
+                "official checker: bad seed",
                 "the official checker counts 3 results, the tree should have 4",
             ],
         ),

@@ -1,0 +1,196 @@
+"""Make hosts ready: environment, harness, assets, description. Its read-only half, `check`, changes nothing."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from fleet import content
+from fleet.campaign import Campaign
+from fleet.harness.contract import SystemFacts
+from fleet.inventory import files, ssh_config
+from fleet.inventory.hosts import Reachability
+from fleet.mlperf import rules
+from fleet.plays import HostOutcome, PlayEvent, PlayRequest, Plays
+from fleet.session import Session
+from fleet.terms import HostState
+from fleet.watch import Watch
+
+PREFLIGHT, DESCRIBE = "Look at the host", "Describe the system"
+"""Task names whose results are read; tests/ansible holds the roles to them."""
+BYTECODE_AND_CACHES = ("__pycache__",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """What provision or check found out about one host."""
+
+    host: str
+    state: HostState
+    cause: str = ""
+    hint: str = ""
+    changed: int = 0
+    """Tasks that changed something; 0 on a converged host."""
+    work_dir: str = ""
+    """fleet's folder on the host, absolute."""
+    cannot: dict[str, str] = field(default_factory=dict)
+    """Benchmarks this host cannot run, and why."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadinessFile:
+    """provision/readiness.json."""
+
+    hosts: tuple[Readiness, ...]
+    schema: int = 1
+
+
+def check(session: Session, campaign: Campaign, plays: Plays, watch: Watch) -> tuple[Readiness, ...]:
+    """Whether each host could run the campaign; one answer per host, and nothing is changed anywhere."""
+    watch.stage("check", "looking at every host")
+    return _play(session, campaign, plays, watch, playbook="preflight")
+
+
+def provision(session: Session, campaign: Campaign, plays: Plays, watch: Watch) -> tuple[Readiness, ...]:
+    """Make each host ready and write readiness.json and facts/<host>.json; one answer per host."""
+    watch.stage("provision", "Python environment, harness, assets, description")
+    found = _play(session, campaign, plays, watch, playbook="provision")
+    session.write(session.provision / "readiness.json", ReadinessFile(hosts=found))
+    return found
+
+
+def readiness(session: Session) -> tuple[Readiness, ...]:
+    """What provision left; one per host."""
+    return session.read(session.provision / "readiness.json", ReadinessFile).hosts
+
+
+def _play(
+    session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, playbook: str
+) -> tuple[Readiness, ...]:
+    reachable = files.reachability(session)
+    usable = [item.host for item in reachable if item.state is HostState.READY]
+    request = PlayRequest(
+        playbook=playbook,
+        inventory=session.inventory / "hosts.yml",
+        hosts=usable,
+        variables=variables(session, campaign),
+        folder=session.plays / playbook,
+        ssh_arguments=ssh_config.ssh_arguments(),
+    )
+    outcomes = plays.run(request, lambda event: _tell(watch, event))
+    found = tuple(_readiness(session, item, outcomes.get(item.host)) for item in reachable)
+    for item in found:
+        watch.host(item.host, item.cause or "ready", ended=True)
+    return found
+
+
+def _tell(watch: Watch, event: PlayEvent) -> None:
+    if event.kind == "start":
+        watch.host(event.host, event.task)
+
+
+def variables(session: Session, campaign: Campaign) -> dict[str, Any]:
+    """Extra variables of preflight.yml and provision.yml."""
+    listed = [rules.load_benchmark(entry.name) for entry in campaign.benchmarks]
+    texts = requirement_texts(entry.backend for entry in campaign.benchmarks)
+    environment = _digest(json.dumps([texts, sorted(campaign.role_variables.items())], default=str).encode())
+    archive, harness = harness_archive(session.provision)
+    return {
+        "preflight_needs": {rule.name: rule.needs.model_dump() for rule in listed},
+        "preflight_python_env_digest": environment,
+        "python_env_requirements": texts,
+        "python_env_digest": environment,
+        "harness_archive": str(archive.resolve()),
+        "harness_digest": harness,
+        "assets_benchmarks": [{"name": rule.name, "module": rule.module} for rule in listed],
+        "assets_digest": harness,
+    }
+
+
+def requirement_texts(backends: Iterable[str]) -> list[str]:
+    """Pinned requirements for the harness and each backend that has any."""
+    names = ["harness", *sorted({f"backend-{backend}" for backend in backends})]
+    paths = [content.requirements(name) for name in names]
+    return [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
+
+
+def harness_archive(folder: Path) -> tuple[Path, str]:
+    """The on-host half as a tar.gz in `folder`, the same bytes for the same code, and its fingerprint."""
+    package = Path(__file__).resolve().parent
+    sources = [package / "__init__.py", *sorted((package / "harness").rglob("*"))]
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as archive:
+        _add(archive, "__main__.py", b"import sys\n\nfrom fleet.harness.__main__ import main\n\nsys.exit(main())\n")
+        for path in sources:
+            if path.is_file() and "__pycache__" not in path.parts:
+                _add(archive, path.relative_to(package.parent).as_posix(), path.read_bytes())
+    digest = _digest(raw.getvalue())
+    path = folder / f"harness-{digest}.tar.gz"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(gzip.compress(raw.getvalue(), compresslevel=6, mtime=0))
+        partial.replace(path)
+    return path, digest
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), 0o644
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _readiness(session: Session, item: Reachability, outcome: HostOutcome | None) -> Readiness:
+    found = Readiness(host=item.host, state=item.state, cause=item.cause, hint=item.hint)
+    if outcome is None:
+        return found
+    preflight = outcome.results.get(PREFLIGHT, {})
+    found = replace(
+        found,
+        state=outcome.state,
+        cause=outcome.cause,
+        hint=_hint(outcome, item.host),
+        changed=outcome.changed,
+        work_dir=str(preflight.get("work_dir", "")),
+        cannot={str(name): str(reason) for name, reason in preflight.get("cannot", {}).items()},
+        warnings=tuple(str(text) for text in preflight.get("host_warnings", [])),
+    )
+    if DESCRIBE in outcome.results:
+        return _keep_facts(session, found, str(outcome.results[DESCRIBE].get("stdout", "")))
+    return found
+
+
+def _hint(outcome: HostOutcome, host: str) -> str:
+    if outcome.state is HostState.READY:
+        return ""
+    if "No space left" in outcome.cause:
+        return f"free space on {host}, then: fleet provision"
+    return "fleet provision" if outcome.state is HostState.FAILED else f"fix {host} as said, then: fleet check"
+
+
+def _keep_facts(session: Session, found: Readiness, text: str) -> Readiness:
+    try:
+        facts = TypeAdapter(SystemFacts).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = f"its description cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return replace(found, state=HostState.FAILED, cause=cause, hint="fleet provision")
+    session.write(session.provision / "facts" / f"{found.host}.json", facts)
+    return found
+
+
+def ready(found: Sequence[Readiness]) -> list[str]:
+    """Names of the hosts that can run."""
+    return [item.host for item in found if item.state is HostState.READY]

@@ -1,0 +1,167 @@
+"""Frames -> plotly figures as plain JSON values, one per benchmark and scenario. The only import of plotly.
+
+Colours, fonts and background come from the page's style sheet, so that one figure serves light, dark and paper.
+"""
+
+import html
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+COLOURS = ("#3b7dd8", "#e69f00", "#cc5f8a", "#2a9d74")
+"""Told apart by people with colour-blindness, and readable on white and on dark grey."""
+PERCENTILES = {"latency_p50_ms": "p50", "latency_p90_ms": "p90", "latency_p99_ms": "p99"}
+THROUGHPUT = ("Offline", "Server")
+LATENCY = ("SingleStream", "MultiStream", "Server")
+LOG_FROM = 30
+"""Ratio of the largest to the smallest value from which the scatter's axes are logarithmic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One figure with the words around it."""
+
+    title: str
+    note: str
+    figure: dict[str, Any]
+    """`data` and `layout` for Plotly.newPlot."""
+
+
+def charts(measured: pd.DataFrame) -> list[Chart]:
+    """Every chart that `frames.measured` has numbers for."""
+    found: list[Chart] = []
+    for benchmark, rows in measured.groupby("benchmark", sort=True):
+        for scenario, mine in rows.groupby("scenario", sort=True):
+            if scenario in THROUGHPUT:
+                found.append(_throughput(str(benchmark), str(scenario), mine))
+            if scenario in LATENCY and mine[list(PERCENTILES)].notna().to_numpy().any():
+                found.append(_latency(str(benchmark), str(scenario), mine))
+        found += _tradeoff(str(benchmark), rows)
+    return found
+
+
+def library() -> str:
+    """plotly.js, about 5 MB, to stand in the page itself."""
+    text: str = get_plotlyjs()
+    return text
+
+
+def _throughput(benchmark: str, scenario: str, rows: pd.DataFrame) -> Chart:
+    unit = str(rows["metric_unit"].iloc[0])
+    values = [float(value) for value in rows["value"]]
+    bar = go.Bar(
+        x=values,
+        y=_names(rows),
+        orientation="h",
+        marker={"color": COLOURS[0], "opacity": [1.0 if valid else 0.45 for valid in _valid(rows)]},
+        text=[f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in values],  # noqa: PLR2004
+        textposition="auto",
+        hovertemplate="%{y}<br>%{x:,.6g} " + html.escape(unit) + "<extra></extra>",
+    )
+    figure = _bars([bar], unit, len(values))
+    return Chart(f"{benchmark} {scenario}: throughput", "Longer is faster. INVALID runs are pale.", figure)
+
+
+def _latency(benchmark: str, scenario: str, rows: pd.DataFrame) -> Chart:
+    bars = [
+        go.Bar(
+            x=_floats(rows[column]),
+            y=_names(rows),
+            name=name,
+            orientation="h",
+            marker={"color": COLOURS[index]},
+            hovertemplate="%{y}<br>" + name + " %{x:,.6g} ms<extra></extra>",
+        )
+        for index, (column, name) in enumerate(PERCENTILES.items())
+    ]
+    figure = _bars(bars, "ms", 2 * len(rows))
+    return Chart(
+        f"{benchmark} {scenario}: latency", "Shorter is faster. p99: 99 of 100 queries took no longer.", figure
+    )
+
+
+def _tradeoff(benchmark: str, rows: pd.DataFrame) -> list[Chart]:
+    """Throughput over latency, for systems that have both; nothing to compare below two of them."""
+    keys = ["system_id", "backend"]
+    offline = rows[rows["scenario"] == "Offline"]
+    single = rows[rows["scenario"] == "SingleStream"].dropna(subset=["latency_p90_ms"])
+    both = offline.merge(single[[*keys, "latency_p90_ms"]], on=keys, suffixes=("", "_single"))
+    if both["system_id"].nunique() < 2:  # noqa: PLR2004
+        return []
+    across, up = _floats(both["latency_p90_ms_single"]), _floats(both["value"])
+    points = go.Scatter(
+        x=across,
+        y=up,
+        text=_names(both),
+        mode="markers+text",
+        textposition="top center",
+        cliponaxis=False,
+        marker={"size": 11, "color": COLOURS[0]},
+        hovertemplate="%{text}<br>%{x:,.4g} ms, %{y:,.5g} Samples/s<extra></extra>",
+    )
+    layout = {
+        **_layout(380),
+        "margin": {"l": 70, "r": 90, "t": 30, "b": 50},
+        "xaxis": {**_axis("SingleStream p90 latency, ms"), "type": _scale(across)},
+        "yaxis": {**_axis("Offline, Samples/s"), "type": _scale(up)},
+    }
+    note = "Up and to the left is faster in both."
+    return [Chart(f"{benchmark}: throughput and latency", note, _plain(go.Figure([points], layout)))]
+
+
+def _bars(bars: list[go.Bar], unit: str, lines: int) -> dict[str, Any]:
+    layout = {
+        **_layout(100 + 26 * lines),
+        "barmode": "group",
+        "bargap": 0.25,
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        "margin": {"l": 10, "r": 30, "t": 30, "b": 45},
+        "xaxis": {**_axis(unit), "rangemode": "tozero"},
+        # the first system on top, as in the tables
+        "yaxis": {"automargin": True, "autorange": "reversed", "type": "category", "ticksuffix": "  "},
+    }
+    return _plain(go.Figure(bars, layout))
+
+
+def _layout(height: int) -> dict[str, Any]:
+    clear = "rgba(0,0,0,0)"
+    return {
+        "template": "none",
+        "height": height,
+        "paper_bgcolor": clear,
+        "plot_bgcolor": clear,
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "hoverlabel": {"align": "left"},
+    }
+
+
+def _axis(title: str) -> dict[str, Any]:
+    grid = "rgba(128,128,128,0.25)"
+    return {"title": {"text": title}, "gridcolor": grid, "zerolinecolor": grid, "automargin": True}
+
+
+def _scale(values: list[float | None]) -> str:
+    known = [value for value in values if value]
+    return "log" if known and min(known) > 0 and max(known) / min(known) >= LOG_FROM else "linear"
+
+
+def _names(rows: pd.DataFrame) -> list[str]:
+    """Plotly reads a subset of HTML in texts, and these come from hosts."""
+    return [html.escape(str(name)) for name in rows["name"]]
+
+
+def _valid(rows: pd.DataFrame) -> list[bool]:
+    return [bool(valid) for valid in rows["valid"].fillna(value=False)]
+
+
+def _floats(column: "pd.Series[Any]") -> list[float | None]:
+    return [None if pd.isna(value) else float(value) for value in column]
+
+
+def _plain(figure: go.Figure) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(figure.to_json())
+    return value
