@@ -163,7 +163,7 @@ def _owner_text(path: Path) -> str:
         return "another controller"
 
 
-def create(base: Path, campaign_text: str, *, name: str | None = None) -> Session:
+def create(base: Path, campaign_text: str, *, name: str | None = None, campaign_file: Path | None = None) -> Session:
     """Make a new session folder under `base`, named by UTC time unless `name` says otherwise."""
     now = datetime.now(UTC)
     base.mkdir(parents=True, exist_ok=True)
@@ -185,6 +185,7 @@ def create(base: Path, campaign_text: str, *, name: str | None = None) -> Sessio
                 "fleet": __version__,
                 "python": platform.python_version(),
                 "controller": socket.gethostname(),
+                "campaign_file": str(campaign_file.resolve()) if campaign_file else "",
                 # Names the session's folder on hosts, where sessions of other controllers may lie beside it.
                 "token": f"{candidate}-{secrets.token_hex(3)}",
             },

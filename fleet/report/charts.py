@@ -17,6 +17,8 @@ COLOURS = ("#3b7dd8", "#e69f00", "#cc5f8a", "#2a9d74")
 PERCENTILES = {"latency_p50_ms": "p50", "latency_p90_ms": "p90", "latency_p99_ms": "p99"}
 THROUGHPUT = ("Offline", "Server")
 LATENCY = ("SingleStream", "MultiStream", "Server")
+POSITIONS = ("top center", "bottom center", "middle right", "middle left")
+"""In turn, so that the names of neighbouring points stay readable."""
 LOG_FROM = 30
 """Ratio of the largest to the smallest value from which the scatter's axes are logarithmic."""
 
@@ -27,6 +29,8 @@ class Chart:
 
     title: str
     note: str
+    remarks: tuple[str, ...]
+    """What holds for every number in it: `demo model`; what holds for one system stands beside its name."""
     figure: dict[str, Any]
     """`data` and `layout` for Plotly.newPlot."""
 
@@ -57,13 +61,13 @@ def _throughput(benchmark: str, scenario: str, rows: pd.DataFrame) -> Chart:
         x=values,
         y=_names(rows),
         orientation="h",
-        marker={"color": COLOURS[0], "opacity": [1.0 if valid else 0.45 for valid in _valid(rows)]},
+        marker={"color": COLOURS[0]},
         text=[f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in values],  # noqa: PLR2004
         textposition="auto",
         hovertemplate="%{y}<br>%{x:,.6g} " + html.escape(unit) + "<extra></extra>",
     )
     figure = _bars([bar], unit, len(values))
-    return Chart(f"{benchmark} {scenario}: throughput", "Longer is faster. INVALID runs are pale.", figure)
+    return Chart(f"{benchmark} {scenario}: throughput", "Longer is faster.", _common(rows), figure)
 
 
 def _latency(benchmark: str, scenario: str, rows: pd.DataFrame) -> Chart:
@@ -79,9 +83,8 @@ def _latency(benchmark: str, scenario: str, rows: pd.DataFrame) -> Chart:
         for index, (column, name) in enumerate(PERCENTILES.items())
     ]
     figure = _bars(bars, "ms", 2 * len(rows))
-    return Chart(
-        f"{benchmark} {scenario}: latency", "Shorter is faster. p99: 99 of 100 queries took no longer.", figure
-    )
+    note = "Shorter is faster. p99: 99 of 100 queries took no longer."
+    return Chart(f"{benchmark} {scenario}: latency", note, _common(rows), figure)
 
 
 def _tradeoff(benchmark: str, rows: pd.DataFrame) -> list[Chart]:
@@ -98,7 +101,7 @@ def _tradeoff(benchmark: str, rows: pd.DataFrame) -> list[Chart]:
         y=up,
         text=_names(both),
         mode="markers+text",
-        textposition="top center",
+        textposition=[POSITIONS[place % len(POSITIONS)] for place in range(len(both))],
         cliponaxis=False,
         marker={"size": 11, "color": COLOURS[0]},
         hovertemplate="%{text}<br>%{x:,.4g} ms, %{y:,.5g} Samples/s<extra></extra>",
@@ -110,7 +113,7 @@ def _tradeoff(benchmark: str, rows: pd.DataFrame) -> list[Chart]:
         "yaxis": {**_axis("Offline, Samples/s"), "type": _scale(up)},
     }
     note = "Up and to the left is faster in both."
-    return [Chart(f"{benchmark}: throughput and latency", note, _plain(go.Figure([points], layout)))]
+    return [Chart(f"{benchmark}: throughput and latency", note, _common(both), _plain(go.Figure([points], layout)))]
 
 
 def _bars(bars: list[go.Bar], unit: str, lines: int) -> dict[str, Any]:
@@ -149,13 +152,19 @@ def _scale(values: list[float | None]) -> str:
     return "log" if known and min(known) > 0 and max(known) / min(known) >= LOG_FROM else "linear"
 
 
+def _common(rows: pd.DataFrame) -> tuple[str, ...]:
+    shared = set.intersection(*(set(remarks) for remarks in rows["remarks"]))
+    return tuple(sorted(shared))
+
+
 def _names(rows: pd.DataFrame) -> list[str]:
-    """Plotly reads a subset of HTML in texts, and these come from hosts."""
-    return [html.escape(str(name)) for name in rows["name"]]
-
-
-def _valid(rows: pd.DataFrame) -> list[bool]:
-    return [bool(valid) for valid in rows["valid"].fillna(value=False)]
+    """Each system with what is said of it and not of all; escaped, for plotly reads a subset of HTML in texts."""
+    common = set(_common(rows))
+    names = []
+    for system_id, remarks in zip(rows["system_id"], rows["remarks"], strict=True):
+        own = [remark for remark in remarks if remark not in common]
+        names.append(html.escape(f"{system_id} ({', '.join(own)})" if own else str(system_id)))
+    return names
 
 
 def _floats(column: "pd.Series[Any]") -> list[float | None]:

@@ -29,11 +29,15 @@ def scenarios(results: SessionResults) -> pd.DataFrame:
 
 
 def measured(results: SessionResults) -> pd.DataFrame:
-    """Performance units that have a number, with `name`: the system and what a reader must know beside the number."""
+    """Performance units with a number that LoadGen calls VALID, in the session's order of hosts: no ranking.
+
+    The column `remarks` holds a tuple: what a reader must know beside the number.
+    """
     frame = units_frame(results)
-    chosen = frame[(frame["mode"] == "performance") & frame["value"].notna()].copy()
-    chosen["name"] = [_name(row) for row in records(chosen)]
-    return chosen.sort_values(["benchmark", "scenario", "system_id"], kind="stable", ignore_index=True)
+    chosen = frame[(frame["mode"] == "performance") & frame["value"].notna() & frame["valid"].fillna(value=False)]
+    remarks = pd.Series([_remarks(row) for row in records(chosen)], index=chosen.index, dtype=object)
+    order = {system.system_id: place for place, system in enumerate(results.systems)}
+    return chosen.assign(remarks=remarks).sort_values("system_id", key=lambda ids: ids.map(order), kind="stable")
 
 
 def records(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
@@ -42,8 +46,6 @@ def records(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
     return plain.where(plain.notna(), None).to_dict(orient="records")
 
 
-def _name(row: dict[Hashable, Any]) -> str:
-    remarks = [remark for remark in str(row["labels"] or "").split("; ") if remark]
-    remarks += ["quick run"] if row["quick"] else []
-    remarks += ["INVALID"] if row["valid"] is False else []
-    return f"{row['system_id']} ({', '.join(remarks)})" if remarks else str(row["system_id"])
+def _remarks(row: dict[Hashable, Any]) -> tuple[str, ...]:
+    labels = tuple(label for label in str(row["labels"] or "").split("; ") if label)
+    return (*labels, "quick run") if row["quick"] else labels

@@ -5,7 +5,7 @@ with a nonce forbids every script but the page's own and every request.
 """
 
 import secrets
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jinja2
 
 from fleet import __version__
 from fleet.report import charts, frames
-from fleet.results.records import SessionResults
+from fleet.results.records import SessionResults, UnitResult
 from fleet.session import Session
 from fleet.terms import HostState
 
@@ -59,8 +59,10 @@ def render(results: SessionResults) -> str:
         plotlyjs=charts.library() if drawn else "",
         labels=[(label, EXPLAINED.get(label, "")) for label in labels],
         missing_hosts=[system for system in results.systems if system.state is not HostState.READY],
-        missing_units=[unit for unit in results.units if not unit.measured],
-        refused=[unit for unit in results.units if unit.measured and not unit.submittable],
+        missing_units=_grouped((unit, (str(unit.state), unit.cause)) for unit in results.units if not unit.measured),
+        refused=_grouped(
+            (unit, unit.not_submittable_because) for unit in results.units if unit.measured and not unit.submittable
+        ),
         submittable=sum(unit.submittable for unit in results.units),
         nonce=secrets.token_urlsafe(16),
         version=__version__,
@@ -76,6 +78,15 @@ def number(value: float | None) -> str:
         return f"{value:,.0f}"
     decimals = 1 if size >= 100 else 2 if size >= 10 else 3  # noqa: PLR2004
     return f"{value:.{decimals}f}" if size >= 0.01 else f"{value:.3g}"  # noqa: PLR2004
+
+
+def _grouped(found: Iterable[tuple[UnitResult, tuple[str, ...]]]) -> list[tuple[str, list[str], tuple[str, ...]]]:
+    """Host, its units that share a fate, and that fate: a lost host is one line, not one per unit."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for unit, fate in found:
+        name = f"{unit.benchmark} {unit.scenario} {unit.mode}"
+        groups.setdefault((unit.host, fate), []).append(name)
+    return [(host, units, fate) for (host, fate), units in groups.items()]
 
 
 def _words(text: str | None) -> list[str]:

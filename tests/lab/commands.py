@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class LabError(Exception):
     """The lab, or a command that a test depends on, does not work: never what a test wants to see."""
+
+
+@contextlib.contextmanager
+def readable_files() -> Iterator[None]:
+    """Files made inside are for everyone to read, as an installed system's are, whatever the tests' own umask."""
+    own = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(own)
 
 
 class Starter(Protocol):
@@ -48,7 +58,7 @@ def finish(
             expired = True
         finally:
             if process.poll() is None:
-                with suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
         stdout.seek(0)

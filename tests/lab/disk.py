@@ -32,7 +32,6 @@ def write(
     """Fill an empty upper layer. ``hosts`` maps every host of the lab to its address."""
     for directory in ("etc/ssh", "home", "root"):
         (upper / directory).mkdir(parents=True)
-    upper.chmod(0o755)
     (upper / "root").chmod(0o700)
     (upper / "etc/hostname").write_text(f"{name}\n")
     (upper / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")

@@ -103,6 +103,10 @@ class LabHost:
         self._write_disk()
 
     def _write_disk(self) -> None:
+        with commands.readable_files():
+            self._fill_upper()
+
+    def _fill_upper(self) -> None:
         self.upper.mkdir()
         disk.write(
             self.upper,
@@ -192,7 +196,7 @@ class LabHost:
         environment = {"PATH": _PATH, "HOME": "/root", "LANG": "C.UTF-8"}
 
         def start(**streams: Any) -> subprocess.Popen[str]:
-            return subprocess.Popen(self._cgroup.joined(enter), env=environment, text=True, **streams)
+            return subprocess.Popen(self._cgroup.joined(enter), env=environment, text=True, umask=0o022, **streams)
 
         return commands.finish(start, args, input, timeout, check=check)
 

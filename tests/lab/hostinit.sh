@@ -3,6 +3,7 @@
 # "boot" builds the host's root file system and moves into it; "run" is what stays as PID 1.
 # In: LAB_NAME, LAB_STATE (directory of this host on the machine), LAB_LOWER, LAB_UPPER, LAB_WORK.
 set -eu
+umask 022
 
 case $1 in
 boot)

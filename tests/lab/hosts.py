@@ -106,12 +106,14 @@ class Lab:
         base = rootfs.base()
         begun = time.monotonic()
         # Short, because ssh puts its control sockets below the home and their paths end at 108 characters.
-        self.directory = Path(tempfile.mkdtemp(prefix="lab-"))
+        self.directory = Path(tempfile.gettempdir()) / self.name
         self._record = self._new_record()
-        self._record.save()
         atexit.register(self.stop)
         try:
-            self._build(base)
+            self._record.save()
+            with commands.readable_files():
+                self.directory.mkdir()
+                self._build(base)
         except BaseException:
             self.stop()
             raise
@@ -124,7 +126,6 @@ class Lab:
         return Record(self.name, str(self.directory), namespaces=[self.hub, *names], cgroups=groups, mounts=disks)
 
     def _build(self, base: Path) -> None:
-        self.directory.chmod(0o755)
         self._controller = Cgroup(f"{self.name}/controller")
         self._controller.create()
         network.create(self.hub, {i: f"{self.name}-{name}" for i, name in enumerate(self._names, 1)})
@@ -188,8 +189,10 @@ class Lab:
         if uid in self._homes:
             return self._homes[uid]
         home = self.directory / "home" / str(uid)
+        with commands.readable_files():
+            home.mkdir(parents=True)
         ssh = home / ".ssh"
-        ssh.mkdir(mode=0o700, parents=True)
+        ssh.mkdir(mode=0o700)
         shutil.copy(self._key.path, ssh / "id_ed25519")
         shutil.copy(self._key.path.with_suffix(".pub"), ssh / "id_ed25519.pub")
         places = [f"Host {host.name}\n  HostName {host.address}\n" for host in self.hosts.values()]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab import cgroups
+from tests.lab.commands import readable_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -108,7 +109,8 @@ def _built_once(name: str, build: _Builder) -> Path:
         partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=cache_dir()))
         partial.chmod(0o755)
         try:
-            build(partial)
+            with readable_files():
+                build(partial)
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

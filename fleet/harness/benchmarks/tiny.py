@@ -193,7 +193,7 @@ class _Author:
         while True:
             text, facts = self._text()
             questions = list(self._questions(facts))
-            if not questions or len(text) > 360:  # noqa: PLR2004 - characters; more might not fit 128 tokens
+            if not questions or len(text) > 350:  # noqa: PLR2004 - characters; more might not fit 128 tokens
                 continue
             fact, question = self._pick(questions)
             asked = {slot: self._call(slot.rstrip("2"), fact.values[slot]) for slot in _slots(question["ask"])}

@@ -1,0 +1,32 @@
+"""fleet check."""
+
+from pathlib import Path
+
+import click
+
+from fleet import pipeline, provision
+from fleet.cli import options, output, tables
+from fleet.errors import ExitCode
+
+
+@click.command()
+@options.campaign_option
+@options.session_options
+@options.json_option
+def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bool) -> ExitCode:
+    """Reach every host and say whether it could run the campaign: login, Python, memory, disk, power.
+
+    The read-only half of `fleet provision`: nothing is changed on any host.
+    """
+    session, file = options.for_campaign(base, session_id, campaign_file, new=False)
+    with options.outing(session, file, quiet=as_json) as outing:
+        pipeline.inventory(outing)
+        found = provision.check(session, outing.campaign, outing.plays, outing.watch)
+    if as_json:
+        output.print_json(found)
+    else:
+        output.print_table(tables.hosts_title(found), *tables.hosts(found))
+        for item in found:
+            for text in [*item.warnings, *(f"cannot run {name}: {why}" for name, why in item.cannot.items())]:
+                output.say(f"{item.host}: {text}")
+    return tables.hosts_code(found)

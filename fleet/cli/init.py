@@ -1,0 +1,31 @@
+"""fleet init."""
+
+import getpass
+import socket
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from fleet.cli import output
+from fleet.errors import CampaignError, ExitCode
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("fleet.yml"))
+@click.option("--local", is_flag=True, help="A campaign for this machine alone.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def command(file: Path, local: bool, force: bool) -> ExitCode:
+    """Write a commented campaign to start from (default: fleet.yml). Edit it, then: fleet check."""
+    if file.exists() and not force:
+        raise CampaignError(f"{file} exists already", hint=f"edit it, or: fleet init --force {file}")
+    name = "local" if local else "example"
+    text = resources.files("fleet.cli").joinpath("templates", f"{name}.yml").read_text(encoding="utf-8")
+    text = text.replace("@HOST@", socket.gethostname().split(".")[0] or "this-machine").replace("@USER@", getpass.getuser())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+    output.say(f"wrote {file}")
+    output.say(f"next:  {'fleet bench --quick' if local else f'edit {file}, then: fleet check'}")
+    return ExitCode.OK

@@ -1,0 +1,145 @@
+"""The only place that prints: tables and JSON on stdout, progress and words on stderr."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from fleet.watch import Silent, Watch
+
+PLAIN_SECONDS = 15.0
+"""Between two plain progress lines of one host that say nothing new but a counter."""
+
+
+def console(*, err: bool = False) -> Console:
+    """A console that knows NO_COLOR and terminals."""
+    return Console(stderr=err, highlight=False, soft_wrap=not (sys.stderr if err else sys.stdout).isatty())
+
+
+def print_json(value: Any) -> None:
+    """Data as JSON on stdout."""
+    data = TypeAdapter(Any).dump_python(value, mode="json")
+    print(json.dumps(data, indent=1, sort_keys=True))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; `title` is its first line, so that nobody reads numbers without it."""
+    out = console()
+    if not out.is_terminal:
+        out.width = 200
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in {"host", "state"})
+    for row in rows:
+        # Cells may come from hosts: as Text they cannot carry console markup.
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    out.print(table)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def say(text: str) -> None:
+    """A line for the person watching, on stderr."""
+    console(err=True).print(Text(_printable(text)))
+
+
+def show(text: str) -> None:
+    """A line of data on stdout."""
+    print(_printable(text))
+
+
+@contextmanager
+def watching(*, quiet: bool) -> Iterator[Watch]:
+    """Live progress on stderr: a table that redraws on a terminal, plain lines elsewhere, nothing when quiet."""
+    if quiet:
+        yield Silent()
+    elif sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        watch = _LiveWatch()
+        with Live(watch, console=console(err=True), refresh_per_second=4, transient=False) as live:
+            watch.live = live
+            yield watch
+    else:
+        yield _PlainWatch()
+
+
+class _PlainWatch:
+    """One line per thing that happens, and now and then a sign of life."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._last: dict[str, tuple[str, float]] = {}
+
+    def stage(self, name: str, text: str) -> None:
+        """A stage begins."""
+        self._last.clear()
+        self._print(f"{name}: {text}")
+
+    def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
+        """What a host does, when it is new or a while has passed."""
+        what = text.partition(",")[0]
+        now = time.monotonic()
+        with self._lock:
+            before, when = self._last.get(host, ("", 0.0))
+            if what == before and now - when < PLAIN_SECONDS and not ended:
+                return
+            self._last[host] = (what, now)
+        share = f" [{fraction:.0%}]" if fraction is not None else ""
+        self._print(f"  {host}: {text}{share}")
+
+    def _print(self, text: str) -> None:
+        print(f"{time.monotonic() - self._started:6.1f}s {_printable(text)}", file=sys.stderr, flush=True)
+
+
+class _LiveWatch:
+    """A table of hosts that rich redraws; finished stages stay above it as lines."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stage = ("", "")
+        self._since = time.monotonic()
+        self._hosts: dict[str, tuple[str, float | None, bool]] = {}
+        self.live: Live | None = None
+
+    def stage(self, name: str, text: str) -> None:
+        """A stage begins: the last one becomes a line."""
+        with self._lock:
+            done, self._stage = self._stage[0], (name, text)
+            seconds, self._since = time.monotonic() - self._since, time.monotonic()
+            self._hosts.clear()
+        if done and self.live:
+            self.live.console.print(Text(f"✓ {done} {seconds:.1f} s", style="green"))
+
+    def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
+        """What a host does."""
+        with self._lock:
+            self._hosts[host] = (_printable(text), fraction, ended)
+
+    def __rich__(self) -> Table:
+        """The current stage and its hosts."""
+        with self._lock:
+            hosts, (name, text) = dict(self._hosts), self._stage
+            seconds = time.monotonic() - self._since
+        table = Table.grid(padding=(0, 1))
+        title = Spinner("dots", Text(f"{name}: {text}, {seconds:.0f} s", style="bold"))
+        outer = Table.grid()
+        outer.add_row(title)
+        for host, (doing, fraction, ended) in hosts.items():
+            bar = ProgressBar(total=1, completed=fraction, width=20) if fraction is not None and not ended else Text("")
+            table.add_row(Text(f"  {host}", style="green" if ended else "cyan"), bar, Text(doing, overflow="ellipsis"))
+        outer.add_row(table)
+        return outer

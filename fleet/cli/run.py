@@ -1,0 +1,30 @@
+"""fleet run."""
+
+from pathlib import Path
+
+import click
+
+from fleet import pipeline
+from fleet.cli import options, output, tables
+from fleet.errors import ExitCode
+
+
+@click.command()
+@options.campaign_option
+@options.session_options
+@options.quick_option
+@options.json_option
+def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool, as_json: bool) -> ExitCode:
+    """Run LoadGen on every host that is ready, and wait for the last unit.
+
+    Units run detached on their hosts: if this command dies, run it again and it goes on. Units that are done
+    are not run again.
+    """
+    session, file = options.for_campaign(base, session_id, campaign_file, new=False)
+    with options.outing(session, file, quiet=as_json, quick=quick) as outing:
+        found = pipeline.measure(outing)
+    if as_json:
+        output.print_json(found)
+    else:
+        output.print_table(tables.units_title(found), *tables.units(found))
+    return tables.units_code(found)

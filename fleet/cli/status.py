@@ -1,0 +1,28 @@
+"""fleet status."""
+
+from pathlib import Path
+
+import click
+
+from fleet import run
+from fleet.cli import options, output, tables
+from fleet.errors import ExitCode
+from fleet.terms import UnitState
+
+
+@click.command()
+@options.session_options
+@options.json_option
+def command(session_id: str | None, base: Path, as_json: bool) -> ExitCode:
+    """Where each unit of a session stands, as the controller last saw it. Asks no host."""
+    session = options.existing(base, session_id)
+    known = run.records(session)
+    found = [
+        known.get(spec.unit) or run.UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING)
+        for spec in run.read_plan(session).units
+    ]
+    if as_json:
+        output.print_json(found)
+    else:
+        output.print_table(f"session {session.id}: {tables.units_title(found)}", *tables.units(found))
+    return tables.units_code(found)

@@ -1,0 +1,68 @@
+"""fleet submission."""
+
+from pathlib import Path
+
+import click
+
+from fleet import campaign as campaigns
+from fleet import pipeline
+from fleet.cli import options, output
+from fleet.errors import ExitCode
+from fleet.mlperf import rules
+
+
+@click.group(invoke_without_command=True)
+@options.session_options
+@options.json_option
+@click.pass_context
+def command(ctx: click.Context, session_id: str | None, base: Path, as_json: bool) -> ExitCode:
+    """Build one submission tree for all hosts, in the layout of the campaign's round. Needs no host.
+
+    \b
+    fleet submission            build it
+    fleet submission check      name what would fail, before anyone uploads
+    """
+    session = options.existing(base, session_id)
+    ctx.obj = (session, as_json)
+    if ctx.invoked_subcommand:
+        return ExitCode.OK
+    with options.outing(session, session.campaign_file, quiet=as_json) as outing:
+        built = pipeline.submission(outing)
+    if as_json:
+        output.print_json(built)
+    else:
+        for item in built.left:
+            output.say(f"left out: {item.unit}: {item.reason}")
+        output.show(f"submission: {built.root} ({len(built.systems)} systems, {built.performance_results} results)")
+    return ExitCode.OK
+
+
+@command.command("check")
+@click.option("--official", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Your clone of mlcommons/inference: run its checker too.")  # fmt: skip
+@click.option("--json", "json_here", is_flag=True, help="Print the data as JSON.")
+@click.pass_obj
+def check_command(obj: tuple[options.Session, bool], official: Path | None, json_here: bool) -> ExitCode:
+    """Name what would fail, before anyone uploads: paths, rules, seeds, durations, accuracy, descriptions.
+
+    With --official, MLCommons' own checker is run as well and its rows are counted: an empty tree passes it.
+    """
+    from fleet.submission import check, official as official_checker
+    from fleet.submission.findings import has_errors
+
+    session, as_json = obj
+    round_ = rules.load_round(campaigns.load(session.campaign_file).round)
+    findings = list(check.check(session, round_))
+    if official:
+        expected = len(list(session.submission.glob("*/*/results/*/*/*/performance/run_1")))
+        verdict = official_checker.official(session.submission, official, round_, expected)
+        findings += verdict.findings
+        output.say(f"official checker: {verdict.rows} rows, {expected} performance results in the tree")
+    if as_json or json_here:
+        output.print_json(findings)
+    else:
+        rows = [[str(item.severity), str(item.path), item.message, item.fix] for item in findings]
+        errors = sum(str(item.severity) == "error" for item in findings)
+        title = f"{errors} errors, {len(findings) - errors} warnings" if findings else "nothing found that would fail"
+        output.print_table(title, ["severity", "path", "finding", "fix"], rows)
+    return ExitCode.INVALID if has_errors(findings) else ExitCode.OK

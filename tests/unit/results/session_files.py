@@ -1,0 +1,171 @@
+"""Builds session folders for tests: genuine LoadGen logs and recorded facts under made-up hosts."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from fleet import session as sessions
+from fleet.harness.contract import FileEntry, RunManifest, RunSpec, SystemFacts
+from fleet.mlperf.rules import load_benchmark, load_round
+from fleet.session import Session
+from fleet.terms import HostState, Mode, Scenario, UnitState
+
+DATA = Path(__file__).parents[2] / "data"
+LOGS = DATA / "loadgen"
+F1_TEXT = '{"exact_match": 79.2301, "f1": 87.4417}\n'
+
+
+@dataclasses.dataclass(kw_only=True)
+class Unit:
+    """One planned unit and what became of it; `log` names a folder of tests/data/loadgen."""
+
+    scenario: Scenario = Scenario.OFFLINE
+    mode: Mode = Mode.PERFORMANCE
+    log: str = "offline-valid"
+    state: UnitState = UnitState.DONE
+    cause: str = ""
+    collected: bool = True
+    collect_cause: str = ""
+    backend: str = "pytorch"
+    labels: tuple[str, ...] = ()
+    detail: str | None = None
+    """Text in place of the log's."""
+    scale: float = 1.0
+    """Only to give the hosts of a sample page different numbers."""
+    accuracy: str = F1_TEXT
+
+
+@dataclasses.dataclass(kw_only=True)
+class Host:
+    """One host; `facts` names a folder of tests/data/hosts."""
+
+    name: str
+    kind: str = "laptop"
+    facts: str = "laptop-hybrid-cores"
+    machine_id: str = ""
+    state: HostState = HostState.READY
+    cause: str = ""
+    hint: str = ""
+    units: tuple[Unit, ...] = ()
+
+
+ALL_FOUR = (
+    Unit(),
+    Unit(scenario=Scenario.SINGLE_STREAM, log="singlestream-valid"),
+    Unit(mode=Mode.ACCURACY, log="offline-accuracy"),
+    Unit(mode=Mode.ACCURACY, scenario=Scenario.SINGLE_STREAM, log="singlestream-accuracy"),
+)
+
+
+def facts(name: str, **changes: Any) -> SystemFacts:
+    """Recorded facts, with changes."""
+    found = TypeAdapter(SystemFacts).validate_json((DATA / "hosts" / name / "expected.json").read_bytes())
+    return dataclasses.replace(found, **changes)
+
+
+def spec(host: str, unit: Unit, *, quick: bool = False, **changes: Any) -> RunSpec:
+    """The run spec that a plan would hold."""
+    rule = load_benchmark("tiny-bert")
+    values: dict[str, Any] = {
+        "unit": f"{host}.tiny-bert.{unit.scenario}.{unit.mode}",
+        "session": "s1",
+        "host": host,
+        "benchmark": rule.name,
+        "module": rule.module,
+        "loadgen_model": rule.loadgen_model,
+        "scenario": unit.scenario,
+        "mode": unit.mode,
+        "backend": unit.backend,
+        "backend_options": {},
+        "user_conf": "",
+        "sample_count": rule.samples,
+        "performance_sample_count": rule.performance_samples,
+        "deadline_s": 2000.0,
+        "expected_s": 660.0,
+        "work_dir": "~/.mlperf-fleet",
+        "round": "v6.1",
+        "loadgen_version": load_round("v6.1").loadgen,
+        "quick": quick,
+        "labels": rule.labels,
+    }
+    return RunSpec(**(values | changes))
+
+
+def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: str = "{}") -> Session:
+    """The folder as the stages up to collect leave it."""
+    campaign = "submitter: Example Lab\nbenchmarks: [{name: tiny-bert}]\nhosts:\n"
+    campaign += "".join(f"- {{name: {host.name}, kind: {host.kind}, notes: {notes}}}\n" for host in hosts)
+    made = sessions.create(base, campaign, name="20261123-150000")
+    rows = [
+        {"host": host.name, "kind": host.kind, "state": host.state, "cause": host.cause, "hint": host.hint}
+        for host in hosts
+    ]
+    made.write(made.inventory / "reachability.json", rows)
+    made.write(made.provision / "readiness.json", {"schema": 1, "hosts": rows})
+    specs = [spec(host.name, unit, quick=quick) for host in hosts for unit in host.units]
+    made.write(made.run / "plan.json", {"schema": 1, "quick": quick, "units": specs})
+    index: dict[str, Any] = {}
+    for host in hosts:
+        if host.state is HostState.READY:
+            machine_id = host.machine_id or host.name.encode().hex().ljust(32, "0")[:32]
+            made.write(made.provision / "facts" / f"{host.name}.json", facts(host.facts, machine_id=machine_id))
+        for unit in host.units:
+            index |= _unit(made, spec(host.name, unit, quick=quick), unit)
+    made.write(made.collect / "collected.json", {"schema": 1, "units": index})
+    return made
+
+
+def _unit(made: Session, planned: RunSpec, unit: Unit) -> dict[str, Any]:
+    state = {"schema": 1, "unit": planned.unit, "state": unit.state, "cause": unit.cause, "status": None}
+    made.write(made.run / "units" / f"{planned.unit}.json", state)
+    if unit.state is not UnitState.DONE:
+        return {}
+    relative = f"collect/{planned.host}/{planned.unit}"
+    if unit.collected:
+        _files(made, made.root / relative, planned, unit)
+    return {planned.unit: {"folder": relative, "complete": unit.collected, "cause": unit.collect_cause}}
+
+
+def _files(made: Session, folder: Path, planned: RunSpec, unit: Unit) -> None:
+    shutil.copytree(LOGS / unit.log, folder)
+    detail = folder / "mlperf_log_detail.txt"
+    text = detail.read_text(encoding="utf-8") if unit.detail is None else unit.detail
+    detail.write_text(scaled(text, unit.scale), encoding="utf-8")
+    if unit.mode is Mode.ACCURACY:
+        (folder / "accuracy.txt").write_text(unit.accuracy, encoding="utf-8")
+    manifest = RunManifest(
+        unit=planned.unit,
+        spec_sha256="0" * 64,
+        started_at=1.0,
+        finished_at=612.0,
+        loadgen_s=601.0,
+        versions={"python": "3.11.2", "torch": "2.13.0", "mlcommons-loadgen": "6.0.17"},
+        accuracy={},
+        model={"weights_filename": "model.safetensors"},
+        labels=unit.labels,
+        files={"mlperf_log_detail.txt": FileEntry(sha256="0" * 64, size=detail.stat().st_size)},
+    )
+    made.write(folder / "manifest.json", manifest)
+
+
+def scaled(text: str, factor: float) -> str:
+    """The log with its results multiplied: times by `factor`, rates divided by it."""
+    if factor == 1.0:
+        return text
+    lines = []
+    for line in text.splitlines():
+        key = line.partition('"key": "')[2].partition('"')[0]
+        if key.startswith(("result_", "early_stopping_latency")):
+            head, _, tail = line.partition('"value": ')
+            value, comma, rest = tail.partition(",")
+            if key.endswith(("_ns", "_ss", "_ms")):
+                value = str(int(float(value) * factor))
+            elif "per_sec" in key:
+                value = str(float(value) / factor)
+            lines.append(f'{head}"value": {value}{comma}{rest}')
+        else:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
