@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from fleet import content
 from fleet.errors import CampaignError
@@ -18,7 +18,6 @@ from fleet.terms import Availability, Category, Division, HostKind, Mode, Scenar
 
 HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 """Names become file names on both sides, so nothing else is let in."""
-BACKENDS = ("null", "pytorch")
 
 
 class Strict(BaseModel):
@@ -59,7 +58,8 @@ class BenchmarkEntry(Strict):
     """One benchmark with the backend and scenarios to run it in."""
 
     name: Annotated[str, AfterValidator(_known_benchmark)]
-    backend: Literal["null", "pytorch"] = "pytorch"
+    # In YAML a bare null is no text; who writes `backend: null` means the backend of that name.
+    backend: Annotated[Literal["null", "pytorch"], BeforeValidator(lambda value: value or "null")] = "pytorch"
     backend_options: dict[str, str | int | float | bool] = {}
     scenarios: tuple[Scenario, ...] = Field((Scenario.SINGLE_STREAM, Scenario.OFFLINE), min_length=1)
     modes: tuple[Mode, ...] = Field((Mode.ACCURACY, Mode.PERFORMANCE), min_length=1)
@@ -234,7 +234,7 @@ def schema() -> dict[str, Any]:
     return Campaign.model_json_schema(by_alias=True)
 
 
-def user_conf(campaign: Campaign, host: HostEntry, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
+def user_conf(host: HostEntry, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
     """LoadGen settings for one unit: the campaign's, with the host's own over them."""
     common = benchmark.user_conf.get(scenario, LoadgenSettings.model_validate({}))
     own = host.user_conf.get(benchmark.name, {}).get(scenario, LoadgenSettings.model_validate({}))

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import TypeAdapter, ValidationError
 
 from fleet import run
-from fleet.harness.contract import RunManifest, UnitState
+from fleet.harness.contract import FileEntry, RunManifest, UnitState
 from fleet.inventory import ssh_config
 from fleet.plays import HostOutcome, PlayRequest, Plays
 from fleet.session import Session
@@ -111,7 +111,7 @@ def _unpack(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         source.replace(target)
-        cause = verify(target, spec_file=True) if known[unit].state is UnitState.DONE else known[unit].cause
+        cause = verify(target) if known[unit].state is UnitState.DONE else known[unit].cause
         folder = target.relative_to(session.root).as_posix()
         found[unit] = Collected(folder=folder, complete=not cause, cause=cause)
     shutil.rmtree(staging, ignore_errors=True)
@@ -139,28 +139,30 @@ def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:
             opened.extract(member, target, filter="data", set_attrs=False)
 
 
-def verify(folder: Path, *, spec_file: bool = True) -> str:
+def verify(folder: Path) -> str:
     """Hold a unit's folder to its manifest; empty when every file matches, else the first difference."""
-    path = folder / "manifest.json"
     try:
-        manifest = TypeAdapter(RunManifest).validate_json(path.read_bytes())
+        manifest = TypeAdapter(RunManifest).validate_json((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
         return "it has no manifest.json"
     except (ValidationError, OSError) as error:
         return f"manifest.json cannot be read: {str(error).splitlines()[0]}"
-    for name, entry in manifest.files.items():
-        file = folder / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            return f"manifest.json names {name!r}"
-        if not file.is_file():
-            return f"{name} is in the manifest and not among the files"
-        if file.stat().st_size != entry.size:
-            return f"{name}: {file.stat().st_size} bytes, the manifest says {entry.size}"
-        if _sha256(file) != entry.sha256:
-            return f"{name}: its sha256 is not the manifest's"
-    if spec_file and _sha256(folder / "run_spec.json") != manifest.spec_sha256:
+    found = next(filter(None, (_difference(folder, name, entry) for name, entry in manifest.files.items())), "")
+    if not found and manifest.files.get("run_spec.json", FileEntry(sha256="", size=0)).sha256 != manifest.spec_sha256:
         return "run_spec.json is not the one the manifest was written for"
-    return ""
+    return found
+
+
+def _difference(folder: Path, name: str, entry: FileEntry) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return f"manifest.json names {name!r}"
+    file = folder / name
+    if not file.is_file():
+        return f"{name} is in the manifest and not among the files"
+    if file.stat().st_size != entry.size:
+        return f"{name}: {file.stat().st_size} bytes, the manifest says {entry.size}"
+    return "" if _sha256(file) == entry.sha256 else f"{name}: its sha256 is not the manifest's"
 
 
 def _sha256(path: Path) -> str:

@@ -53,7 +53,7 @@ class HostOutcome:
     ok: int = 0
     cause: str = ""
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Task name to its result, for tasks that were asked to be kept by registering `fleet_keep` in their name."""
+    """Task name to its result."""
 
 
 class Plays(Protocol):
@@ -88,9 +88,9 @@ class AnsiblePlays:
 
         request.folder.mkdir(parents=True, exist_ok=True)
         runner = ansible_runner.run(
-            private_data_dir=str(request.folder),
+            private_data_dir=str(request.folder.resolve()),
             playbook=str(content.playbook(request.playbook)),
-            inventory=str(request.inventory),
+            inventory=str(request.inventory.resolve()),
             limit=",".join(outcomes),
             extravars=request.variables,
             envvars=environment(request.ssh_arguments, len(outcomes)),
@@ -107,21 +107,14 @@ class AnsiblePlays:
 
 
 def environment(ssh_arguments: Sequence[str], hosts: int) -> dict[str, str]:
-    """Ansible's settings for every play, as environment variables, so that no ansible.cfg of the user interferes."""
+    """What of Ansible's settings depends on the moment; the rest is in playbooks/ansible.cfg."""
     cores = len(os.sched_getaffinity(0))
     keepalive = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     return {
-        "ANSIBLE_CONFIG": os.devnull,
+        "ANSIBLE_CONFIG": str(content.root() / "playbooks" / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(content.root() / "roles"),
-        "ANSIBLE_PIPELINING": "1",
         "ANSIBLE_FORKS": str(max(4, min(hosts, 4 * cores))),
-        "ANSIBLE_TIMEOUT": "15",
         "ANSIBLE_SSH_ARGS": " ".join([keepalive, *ssh_arguments]),
-        "ANSIBLE_HOST_KEY_CHECKING": "1",
-        "ANSIBLE_RETRY_FILES_ENABLED": "0",
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_DEPRECATION_WARNINGS": "0",
-        "ANSIBLE_INTERPRETER_PYTHON": "auto_silent",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 
@@ -150,6 +143,9 @@ def _digest(
         return
     kind = _KINDS.get(name)
     outcome = outcomes.get(data.get("host", ""))
+    if name == "runner_item_on_failed" and outcome is not None:
+        # The task itself will only say that an item failed.
+        outcome.cause = _cause(data, data.get("res") or {})
     if kind is None or outcome is None:
         return
     result = data.get("res") or {}
@@ -161,7 +157,7 @@ def _digest(
             kind = "changed"
     elif kind == "failed" and not data.get("ignore_errors"):
         outcome.state = HostState.NOT_READY if result.get("fleet_not_ready") else HostState.FAILED
-        outcome.cause = _cause(data, result)
+        outcome.cause = outcome.cause or _cause(data, result)
     elif kind == "unreachable":
         outcome.state, outcome.cause = HostState.UNREACHABLE, _text(result.get("msg")) or "no answer over ssh"
     on_event(PlayEvent(host=outcome.host, task=data.get("task", ""), kind=kind, result=result))

@@ -72,9 +72,7 @@ def readiness(session: Session) -> tuple[Readiness, ...]:
     return session.read(session.provision / "readiness.json", ReadinessFile).hosts
 
 
-def _play(
-    session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, playbook: str
-) -> tuple[Readiness, ...]:
+def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, playbook: str) -> tuple[Readiness, ...]:
     reachable = files.reachability(session)
     usable = [item.host for item in reachable if item.state is HostState.READY]
     request = PlayRequest(
@@ -93,7 +91,7 @@ def _play(
 
 
 def _tell(watch: Watch, event: PlayEvent) -> None:
-    if event.kind == "start":
+    if event.kind == "start" and not event.task.startswith("Validating arguments"):
         watch.host(event.host, event.task)
 
 

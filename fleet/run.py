@@ -4,6 +4,7 @@ No host waits for another, and none is forgotten: each planned unit has a file i
 on, and ends in a named state with a cause.
 """
 
+import itertools
 import json
 import shlex
 import time
@@ -69,32 +70,41 @@ class _Polled:
 
 
 def plan(session: Session, campaign: Campaign, *, base: Path, source: str, quick: bool) -> Plan:
-    """Every unit of the campaign: host × benchmark × scenario × mode, in the order they will run."""
+    """Every unit of the campaign: host by benchmark by scenario by mode, in the order they will run."""
+    token = session.token
     work_dirs = {item.host: item.work_dir for item in provision.readiness(session)}
     units: list[RunSpec] = []
     for host in files.hosts(session):
         entry = static.entry_of(campaign, host.name, base=base, source=source)
         for benchmark in campaign.benchmarks:
-            for scenario in benchmark.scenarios:
-                for mode in benchmark.modes:
-                    made = _spec(session, campaign, host, entry, benchmark, scenario, mode, quick=quick)
-                    units.append(replace(made, work_dir=work_dirs.get(host.name) or campaign.work_dir))
+            for scenario, mode in itertools.product(benchmark.scenarios, benchmark.modes):
+                spec = _spec(
+                    token,
+                    campaign,
+                    host.name,
+                    entry=entry,
+                    benchmark=benchmark,
+                    scenario=scenario,
+                    mode=mode,
+                    quick=quick,
+                )
+                units.append(replace(spec, work_dir=work_dirs.get(host.name) or campaign.work_dir))
     return Plan(quick=quick, units=tuple(units))
 
 
 def _spec(
-    session: Session,
+    token: str,
     campaign: Campaign,
-    host: Host,
+    host: str,
+    *,
     entry: HostEntry,
     benchmark: BenchmarkEntry,
     scenario: Scenario,
     mode: Mode,
-    *,
     quick: bool,
 ) -> RunSpec:
     rule, round_ = rules.load_benchmark(benchmark.name), rules.load_round(campaign.round)
-    settings = campaigns.user_conf(campaign, entry, benchmark, scenario)
+    settings = campaigns.user_conf(entry, benchmark, scenario)
     if quick:
         settings["min_duration"] = round(campaign.run.quick_seconds * 1000)
     seconds = rule.run_seconds
@@ -102,9 +112,9 @@ def _spec(
         # Offline's one query is sized 1.1 times the duration, at a rate 1.2 times the measured one.
         seconds = 60 + 1.4 * settings.get("min_duration", round_.min_duration_ms) / 1000
     return RunSpec(
-        unit=f"{host.name}.{benchmark.name}.{scenario}.{mode}",
-        session=session.token,
-        host=host.name,
+        unit=f"{host}.{benchmark.name}.{scenario}.{mode}",
+        session=token,
+        host=host,
         benchmark=benchmark.name,
         module=rule.module,
         loadgen_model=rule.loadgen_model,
@@ -114,7 +124,9 @@ def _spec(
         backend_options=dict(benchmark.backend_options),
         user_conf="".join(f"*.{scenario}.{key} = {value}\n" for key, value in sorted(settings.items())),
         sample_count=min(rule.samples, QUICK_ACCURACY_SAMPLES) if quick else rule.samples,
-        performance_sample_count=min(rule.performance_samples, QUICK_ACCURACY_SAMPLES) if quick else rule.performance_samples,
+        performance_sample_count=min(rule.performance_samples, QUICK_ACCURACY_SAMPLES)
+        if quick
+        else rule.performance_samples,
         deadline_s=seconds * campaign.run.deadline_factor + 120,
         expected_s=seconds,
         work_dir=campaign.work_dir,
@@ -196,7 +208,7 @@ def _start(session: Session, plays: Plays, watch: Watch, wanted: Sequence[RunSpe
         folder=session.plays / "run",
         ssh_arguments=ssh_config.ssh_arguments(),
     )
-    outcomes = plays.run(request, lambda event: None)
+    outcomes = plays.run(request, lambda _: None)
     by_name = {host.name: host for host in files.hosts(session)}
     started = []
     for name, specs in queues.items():
@@ -291,9 +303,7 @@ def _documents(text: str) -> Iterator[Any]:
         yield data
 
 
-def _take_answer(
-    session: Session, item: _Polled, future: "Future[reach.Answer]", known: dict[str, UnitRecord]
-) -> bool:
+def _take_answer(session: Session, item: _Polled, future: "Future[reach.Answer]", known: dict[str, UnitRecord]) -> bool:
     """Digest one answer into unit records; True when a unit changed its state."""
     try:
         now, boot, statuses = parse_answer(future.result().out)
@@ -360,4 +370,4 @@ def _tell(watch: Watch, item: _Polled, known: dict[str, UnitRecord]) -> None:
 def _sum(item: _Polled, known: dict[str, UnitRecord]) -> str:
     done = sum(known[unit].state is UnitState.DONE for unit in item.units)
     causes = {known[unit].cause for unit in item.units if known[unit].cause}
-    return f"{done} of {len(item.units)} units done" + (f": {sorted(causes)[0]}" if causes else "")
+    return f"{done} of {len(item.units)} units done" + (f": {min(causes)}" if causes else "")

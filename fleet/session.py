@@ -1,10 +1,10 @@
 """The session folder: one outing of the fleet, as files that can be diffed, archived and mailed.
 
-    sessions/<id>/
-        session.json           who made it, when, from which campaign
-        campaign.yml           the campaign as it was
-        inventory/ provision/ run/ collect/ results/ submission/ report/   one folder per stage
-        plays/                 ansible-runner's own files, for when something went wrong
+sessions/<id>/
+session.json           who made it, when, from which campaign
+campaign.yml           the campaign as it was
+inventory/ provision/ run/ collect/ results/ submission/ report/   one folder per stage
+plays/                 ansible-runner's own files, for when something went wrong
 """
 
 import json
@@ -144,7 +144,8 @@ class Session:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
             raise SessionError(
-                f"session {self.id} is in use by {_owner_text(owner)}", hint="wait for it, or use --session with another"
+                f"session {self.id} is in use by {_owner_text(owner)}",
+                hint="wait for it, or use --session with another",
             ) from error
         try:
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})

@@ -8,6 +8,7 @@ import click
 from fleet import pipeline
 from fleet.cli import options, output, tables
 from fleet.errors import ExitCode, SubmissionError
+from fleet.session import Session
 
 
 @click.command()
@@ -47,7 +48,7 @@ def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool
     return ExitCode.worst(codes)
 
 
-def _was_quick(session: options.Session) -> bool:
+def _was_quick(session: Session) -> bool:
     from fleet import run
 
     return (session.run / "plan.json").is_file() and run.read_plan(session).quick

@@ -53,7 +53,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fleet")
 def cli() -> None:
-    """MLPerf Inference on many machines with one command.
+    r"""MLPerf Inference on many machines with one command.
 
     \b
     fleet init                  write fleet.yml, then edit it

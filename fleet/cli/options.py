@@ -29,7 +29,9 @@ def campaign_option(function: F) -> F:
 
 def session_options(function: F) -> F:
     """--session and --sessions."""
-    function = click.option("--session", "session_id", help="Session to work in (default: the newest that fits).")(function)
+    function = click.option("--session", "session_id", help="Session to work in (default: the newest that fits).")(
+        function
+    )
     return click.option(
         "--sessions", "base", type=click.Path(path_type=Path, file_okay=False), default=Path("sessions"),
         show_default=True, envvar="FLEET_SESSIONS", help="Folder that holds the sessions.",

@@ -9,6 +9,7 @@ from fleet import pipeline
 from fleet.cli import options, output
 from fleet.errors import ExitCode
 from fleet.mlperf import rules
+from fleet.session import Session
 
 
 @click.group(invoke_without_command=True)
@@ -16,7 +17,7 @@ from fleet.mlperf import rules
 @options.json_option
 @click.pass_context
 def command(ctx: click.Context, session_id: str | None, base: Path, as_json: bool) -> ExitCode:
-    """Build one submission tree for all hosts, in the layout of the campaign's round. Needs no host.
+    r"""Build one submission tree for all hosts, in the layout of the campaign's round. Needs no host.
 
     \b
     fleet submission            build it
@@ -42,12 +43,13 @@ def command(ctx: click.Context, session_id: str | None, base: Path, as_json: boo
               help="Your clone of mlcommons/inference: run its checker too.")  # fmt: skip
 @click.option("--json", "json_here", is_flag=True, help="Print the data as JSON.")
 @click.pass_obj
-def check_command(obj: tuple[options.Session, bool], official: Path | None, json_here: bool) -> ExitCode:
+def check_command(obj: tuple[Session, bool], official: Path | None, json_here: bool) -> ExitCode:
     """Name what would fail, before anyone uploads: paths, rules, seeds, durations, accuracy, descriptions.
 
     With --official, MLCommons' own checker is run as well and its rows are counted: an empty tree passes it.
     """
-    from fleet.submission import check, official as official_checker
+    from fleet.submission import check
+    from fleet.submission import official as official_checker
     from fleet.submission.findings import has_errors
 
     session, as_json = obj

@@ -58,13 +58,13 @@ def results(found: Any) -> tuple[list[str], list[list[str]]]:
 
 def _performance(unit: Any) -> tuple[str, str]:
     if unit is None or unit.summary is None or unit.summary.metric is None:
-        return "–", "–"
+        return "-", "-"
     p99 = unit.summary.latencies_ns.get("99.00")
-    return f"{unit.summary.metric.value:.4g} {unit.summary.metric.unit}", f"{p99 / 1e6:.4g}" if p99 else "–"
+    return f"{unit.summary.metric.value:.4g} {unit.summary.metric.unit}", f"{p99 / 1e6:.4g}" if p99 else "-"
 
 
 def _accuracy(unit: Any) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in sorted(unit.accuracy.items())) if unit else "–"
+    return ", ".join(f"{name} {value:.2f}" for name, value in sorted(unit.accuracy.items())) if unit else "-"
 
 
 def _verdict(both: Sequence[Any]) -> str:

@@ -1,13 +1,13 @@
 """The harness's own commands, called by Ansible and by the supervisor; each prints one JSON object on stdout.
 
-    describe                                 probes → SystemFacts
-    selftest                                 can this environment run LoadGen
-    prepare WORK NAME MODULE DIGEST          weights and data of a benchmark
-    start WORK < queue.json                  take units and let a supervisor run them
-    supervise WORK SESSION                   (internal) run a session's units, one after another
-    run FOLDER                               (internal) one unit, in this process
-    pack WORK SESSION UNIT…                  one archive of finished units
-    cancel WORK SESSION                      stop a session's units
+describe                                 probes → SystemFacts
+selftest                                 can this environment run LoadGen
+prepare WORK NAME MODULE DIGEST          weights and data of a benchmark
+start WORK < queue.json                  take units and let a supervisor run them
+supervise WORK SESSION                   (internal) run a session's units, one after another
+run FOLDER                               (internal) one unit, in this process
+pack WORK SESSION UNIT…                  one archive of finished units
+cancel WORK SESSION                      stop a session's units
 """
 
 import argparse
@@ -36,34 +36,75 @@ def main(arguments: list[str] | None = None) -> int:
         if verb == "pack":
             command.add_argument("units", nargs="+")
     given = parser.parse_args(arguments)
-    work = Path(getattr(given, "work", "")).expanduser()
-    # Each verb imports its own module: `describe` and `pack` must not wait for numpy, LoadGen or torch.
-    if given.verb == "describe":
-        from fleet.harness import contract, describe
+    return _VERBS[given.verb](given)
 
-        sys.stdout.write(contract.to_json(describe.describe()))
-        return 0
-    if given.verb == "run":
-        from fleet.harness import run
 
-        return run.main(Path(given.folder))
-    if given.verb == "selftest":
-        from fleet.harness import loadgen
+# Each verb imports its own module: `describe` and `pack` must not wait for numpy, LoadGen or torch.
 
-        return _say({"loadgen": loadgen.version()})
-    if given.verb == "prepare":
-        from fleet.harness import assets
 
-        return _say({"changed": assets.prepare(work, given.name, given.module, given.digest)})
+def _work(given: argparse.Namespace) -> Path:
+    return Path(given.work).expanduser()
+
+
+def _describe(_: argparse.Namespace) -> int:
+    from fleet.harness import contract, describe
+
+    sys.stdout.write(contract.to_json(describe.describe()))
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    from fleet.harness import run
+
+    return run.main(Path(given.folder))
+
+
+def _selftest(_: argparse.Namespace) -> int:
+    from fleet.harness import loadgen
+
+    return _say({"loadgen": loadgen.version()})
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    from fleet.harness import assets
+
+    return _say({"changed": assets.prepare(_work(given), given.name, given.module, given.digest)})
+
+
+def _start(given: argparse.Namespace) -> int:
     from fleet.harness import supervise
 
-    if given.verb == "start":
-        return _say(supervise.start(work, json.load(sys.stdin)))
-    if given.verb == "supervise":
-        return supervise.supervise(work, given.session)
-    if given.verb == "pack":
-        return _say({"archive": str(supervise.pack(work, given.session, given.units))})
-    return _say({"cancelled": supervise.cancel(work, given.session)})
+    return _say(supervise.start(_work(given), json.load(sys.stdin)))
+
+
+def _supervise(given: argparse.Namespace) -> int:
+    from fleet.harness import supervise
+
+    return supervise.supervise(_work(given), given.session)
+
+
+def _pack(given: argparse.Namespace) -> int:
+    from fleet.harness import supervise
+
+    return _say({"archive": str(supervise.pack(_work(given), given.session, given.units))})
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    from fleet.harness import supervise
+
+    return _say({"cancelled": supervise.cancel(_work(given), given.session)})
+
+
+_VERBS = {
+    "describe": _describe,
+    "selftest": _selftest,
+    "prepare": _prepare,
+    "start": _start,
+    "supervise": _supervise,
+    "run": _run,
+    "pack": _pack,
+    "cancel": _cancel,
+}
 
 
 def _say(answer: object) -> int:

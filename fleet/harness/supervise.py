@@ -1,9 +1,9 @@
 """Units on a host belong to a supervisor in a session of its own: the controller may come and go.
 
-    WORK/supervisor.lock               held while a supervisor runs units: never two at once on a host
-    WORK/runs/<session>/queue.json     units in order
-    WORK/runs/<session>/cancel         exists when the session's units are to stop
-    WORK/runs/<session>/<unit>/        run_spec.json, status.json, progress, LoadGen's logs, manifest.json
+WORK/supervisor.lock               held while a supervisor runs units: never two at once on a host
+WORK/runs/<session>/queue.json     units in order
+WORK/runs/<session>/cancel         exists when the session's units are to stop
+WORK/runs/<session>/<unit>/        run_spec.json, status.json, progress, LoadGen's logs, manifest.json
 """
 
 import fcntl
@@ -71,7 +71,9 @@ def start(work: Path, queue: dict[str, Any]) -> dict[str, list[str]]:
 
 def _entry() -> str:
     """The harness as started, its links resolved: a later provision must not swap the code under a running session."""
-    return str(Path(sys.argv[0]).resolve()) if Path(sys.argv[0]).is_dir() else str(Path(__file__).with_name("__main__.py"))
+    return (
+        str(Path(sys.argv[0]).resolve()) if Path(sys.argv[0]).is_dir() else str(Path(__file__).with_name("__main__.py"))
+    )
 
 
 def _take(session: Path, unit: str, data: dict[str, Any]) -> str:

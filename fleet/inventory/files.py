@@ -17,28 +17,36 @@ HEADER = "# Made by `fleet inventory` from fleet.yml; edit that. Plain Ansible: 
 
 def to_ansible(hosts: Sequence[Host], reachable: Sequence[Reachability], campaign: Campaign) -> dict[str, Any]:
     """The inventory as Ansible's YAML plugin reads it: group `sut` with a child group per kind."""
-    pythons = {item.host: item.python for item in reachable}
+    found = {item.host: item for item in reachable}
     groups: dict[str, Any] = {}
     for host in hosts:
         group = groups.setdefault(GROUPS[host.kind], {"hosts": {}})
-        group["hosts"][host.name] = _variables(host, pythons.get(host.name, ""))
+        group["hosts"][host.name] = _variables(host, found.get(host.name), campaign)
     return {
         "all": {
-            "vars": {"fleet_work_dir": campaign.work_dir, **campaign.role_variables},
+            "vars": dict(campaign.role_variables),
             "children": {"sut": {"children": groups}},
         }
     }
 
 
-def _variables(host: Host, python: str) -> dict[str, Any]:
+def _variables(host: Host, found: Reachability | None, campaign: Campaign) -> dict[str, Any]:
     values: dict[str, Any] = {"fleet_kind": str(host.kind), "ansible_connection": host.connection}
     if host.connection == "ssh":
         values["ansible_host"] = host.address
         values["ansible_user"] = host.user
         values["ansible_port"] = host.port
         values["ansible_ssh_private_key_file"] = host.identity_file
-    values["ansible_python_interpreter"] = python or host.python
+    values["ansible_python_interpreter"] = (found.python if found else "") or host.python
+    values["fleet_work_dir"] = work_dir(found, campaign)
     return {key: value for key, value in values.items() if value}
+
+
+def work_dir(found: Reachability | None, campaign: Campaign) -> str:
+    """Fleet's folder on a host, absolute once the host has been reached."""
+    if found is not None and found.home and campaign.work_dir.startswith("~/"):
+        return found.home.rstrip("/") + campaign.work_dir[1:]
+    return campaign.work_dir
 
 
 def write(session: Session, hosts: Sequence[Host], reachable: Sequence[Reachability], campaign: Campaign) -> Path:

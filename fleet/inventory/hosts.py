@@ -35,6 +35,8 @@ class Reachability:
     hint: str = ""
     """The next command, ready to paste."""
     hostname: str = ""
+    home: str = ""
+    """The user's home folder there: ssh, Ansible and a shell do not agree on what ~ is."""
     machine_id: str = ""
     python: str = ""
     """Path of the interpreter to use on the host."""

@@ -58,7 +58,7 @@ class Connection(Protocol):
 
 
 class LocalConnection:
-    """This machine as a host."""
+    """The controller's own machine as a host."""
 
     def run(self, command: str, *, timeout: float) -> Answer:
         """Run a shell command here."""
@@ -66,7 +66,9 @@ class LocalConnection:
             done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired as error:
             raise Unreachable(HostState.UNREACHABLE, f"no answer in {timeout:.0f} s") from error
-        return Answer(rc=done.returncode, out=done.stdout.decode(errors="replace"), err=done.stderr.decode(errors="replace"))
+        return Answer(
+            rc=done.returncode, out=done.stdout.decode(errors="replace"), err=done.stderr.decode(errors="replace")
+        )
 
     def close(self) -> None:
         """Nothing to close."""
@@ -111,7 +113,9 @@ class SshConnection:
             rc = channel.recv_exit_status()
             channel.close()
         except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
-            reason = f"no answer in {timeout:.0f} s" if isinstance(error, TimeoutError) else f"connection lost ({error})"
+            reason = (
+                f"no answer in {timeout:.0f} s" if isinstance(error, TimeoutError) else f"connection lost ({error})"
+            )
             raise Unreachable(HostState.UNREACHABLE, reason, _ssh_command(self._host)) from error
         return Answer(rc=rc, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
 
@@ -155,12 +159,13 @@ def _connect(host: Host) -> paramiko.SSHClient:
         if Path(name).is_file():
             client.load_system_host_keys(name)
     client.set_missing_host_key_policy(_RefuseUnknown(host))
+    keys = [name for name in target.identity_files if Path(name).is_file()]
     try:
         client.connect(
             target.host_key_alias or target.hostname,
             port=target.port,
             username=target.user,
-            key_filename=[name for name in target.identity_files if Path(name).is_file()],
+            key_filename=keys,  # type: ignore[arg-type]  # its documentation allows a list
             look_for_keys=False,
             timeout=target.connect_timeout,
             banner_timeout=target.connect_timeout,
@@ -218,11 +223,13 @@ def _ssh_command(host: Host, *options: str) -> str:
 
 _PROBE = """
 echo hostname "$(cat /proc/sys/kernel/hostname)"
+echo home "$HOME"
 echo machine-id "$(cat /etc/machine-id 2>/dev/null)"
 for python in {candidates}; do
   found=$(command -v "$python" 2>/dev/null) || continue
   version=$("$found" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue
   echo python "$version" "$found"
+  "$found" -c 'import sys; sys.exit(sys.version_info < {minimum})' && break
 done
 """
 
@@ -236,7 +243,7 @@ def probe(host: Host) -> Reachability:
     try:
         connection = connect(host)
         try:
-            answer = connection.run(_PROBE.format(candidates=candidates), timeout=PROBE_TIMEOUT)
+            answer = connection.run(_PROBE.format(candidates=candidates, minimum=PYTHON_MINIMUM), timeout=PROBE_TIMEOUT)
         finally:
             connection.close()
         found = _read_probe(found, host, answer)
@@ -251,6 +258,8 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
         key, _, value = line.partition(" ")
         if key == "hostname":
             found = replace(found, hostname=value)
+        elif key == "home":
+            found = replace(found, home=value)
         elif key == "machine-id":
             found = replace(found, machine_id=value)
         elif key == "python":
@@ -264,7 +273,9 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
     if host.python:
         return replace(found, state=HostState.NOT_READY, cause=f"no usable Python at {host.python}", hint=install)
     cause = f"Python {pythons[0][0]} is too old, {wanted} is needed" if pythons else "no Python 3 on the host"
-    return replace(found, state=HostState.NOT_READY, cause=cause, hint=f"{install}, or name one with `python:` in fleet.yml")
+    return replace(
+        found, state=HostState.NOT_READY, cause=cause, hint=f"{install}, or name one with `python:` in fleet.yml"
+    )
 
 
 def _version(text: str) -> tuple[int, ...]:

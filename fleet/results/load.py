@@ -34,6 +34,14 @@ class HostRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HostNotes:
+    """A host in inventory/hosts.json: its owner's notes over the campaign's."""
+
+    name: str
+    notes: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
     """provision/readiness.json."""
 
@@ -123,7 +131,8 @@ def load(session: Session) -> SessionResults:
     hosts = _hosts(session, plan)
     facts, broken = _facts(session, hosts)
     hosts = [dataclasses.replace(row, cause=row.cause or broken.get(row.host, "")) for row in hosts]
-    notes = {row.host: asked.host_notes(row.host) for row in hosts}
+    named = session.read(session.inventory / "hosts.json", tuple[HostNotes, ...])
+    notes = {host.name: host.notes for host in named}
     return assemble(header, hosts, facts=facts, notes=notes, plan=plan, files=_unit_files(session, plan))
 
 

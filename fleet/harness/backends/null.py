@@ -40,5 +40,5 @@ def open(benchmark: Benchmark, options: Options) -> NullBackend:  # noqa: A001 -
     """
     del benchmark
     if unknown := set(options) - {"latency_ms"}:
-        raise ValueError(f"the null backend has no option {sorted(unknown)[0]!r}; it has latency_ms")
+        raise ValueError(f"the null backend has no option {min(unknown)!r}; it has latency_ms")
     return NullBackend(float(options.get("latency_ms", 1.0)))

@@ -126,7 +126,7 @@ class PytorchBackend:
 
     def __init__(self, model_dir: Path, options: Options) -> None:
         if unknown := set(options) - OPTIONS:
-            raise ValueError(f"the pytorch backend has no option {sorted(unknown)[0]!r}; it has {sorted(OPTIONS)}")
+            raise ValueError(f"the pytorch backend has no option {min(unknown)!r}; it has {sorted(OPTIONS)}")
         if threads := int(options.get("threads", 0)):
             torch.set_num_threads(threads)
         self._device = torch.device(str(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")))

@@ -70,7 +70,9 @@ def on_battery() -> bool:
     for supply in sorted(Path("/sys/class/power_supply").glob("*")):
         try:
             kind = (supply / "type").read_text(encoding="ascii").strip()
-            kinds.setdefault(kind, []).append((supply / ("online" if kind == "Mains" else "status")).read_text().strip())
+            kinds.setdefault(kind, []).append(
+                (supply / ("online" if kind == "Mains" else "status")).read_text().strip()
+            )
         except OSError:
             continue
     return "Battery" in kinds and "1" not in kinds.get("Mains", []) and "Discharging" in kinds["Battery"]

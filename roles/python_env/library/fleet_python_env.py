@@ -42,7 +42,9 @@ def command(arguments: list[str], environment: dict[str, str]) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        said = [line for line in lines if "No space left" in line] or [line for line in lines if line.startswith("ERROR")]
+        said = [line for line in lines if "No space left" in line] or [
+            line for line in lines if line.startswith("ERROR")
+        ]
         raise InstallError((said or lines or [f"exit {done.returncode}"])[-1])
 
 

@@ -2,6 +2,7 @@ import hashlib
 import json
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def perfect(benchmark: tiny.TinyBert, assets: Path, samples: list[dict[str, Any]
 
 def test_generator_is_the_same_everywhere() -> None:
     text = "\n".join(repr(sample) for sample in tiny.generate(7, 200))
-    assert hashlib.sha256(text.encode()).hexdigest() == "GENERATED"
+    assert hashlib.sha256(text.encode()).hexdigest() == "a9a26e6d9aaf7196462ed701be5f0355fe0b14fab8936fcadffe95420b148d8f"
 
 
 def test_answers_stand_where_they_are_said_to() -> None:
@@ -80,7 +81,7 @@ def test_training_never_sees_a_quarter_of_the_names() -> None:
         texts = " ".join(sample.context for sample in tiny.generate(9, 2000, training=training))
         return set(re.findall(r"\b[A-Z]\w+(?:haven|stadt|minster|ville|bury)\b", texts))
 
-    held_out = {name for name in towns(training=False) if tiny.zlib.crc32(name.encode()) % 4 == 0}
+    held_out = {name for name in towns(training=False) if zlib.crc32(name.encode()) % 4 == 0}
     assert len(held_out) > 100
     assert not held_out & towns(training=True)
 
