@@ -154,16 +154,20 @@ class Plan:
 
 
 def matching(model: BertForQuestionAnswering) -> None:
-    """Begin with a first layer that looks for the same word elsewhere: what reading an answer begins with.
+    """Begin with attention that looks for the same word and for neighbours: what reading an answer begins with.
 
     From BERT's own starting weights that takes some ten thousand steps to appear.
     """
     bert = model.bert
     torch.nn.init.normal_(bert.embeddings.word_embeddings.weight, std=0.06)
-    attention = bert.encoder.layer[0].attention.self
-    torch.nn.init.normal_(attention.query.weight, std=0.09)
+    width = model.config.hidden_size
+    angles = torch.arange(tiny.MAX_LENGTH)[:, None] / 300 ** (torch.arange(0, width, 2) / width)
     with torch.no_grad():
-        attention.key.weight.copy_(attention.query.weight)
+        bert.embeddings.position_embeddings.weight.copy_(0.06 * torch.cat([angles.sin(), angles.cos()], dim=1))
+        for layer in bert.encoder.layer:
+            attention = layer.attention.self
+            torch.nn.init.normal_(attention.query.weight, std=0.09)
+            attention.key.weight.copy_(attention.query.weight)
 
 
 def train(model: BertForQuestionAnswering, plan: Plan, workers: int) -> None:

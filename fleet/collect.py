@@ -4,12 +4,12 @@ import hashlib
 import shutil
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import run
+from fleet import handoff
+from fleet.handoff import Collected, CollectedFile, UnitRecord
 from fleet.harness.contract import FileEntry, RunManifest, UnitState
 from fleet.inventory import ssh_config
 from fleet.plays import HostOutcome, PlayRequest, Plays
@@ -21,37 +21,12 @@ MEMBER_LIMIT, BYTE_LIMIT = 10_000, 4 * 2**30
 """Files and bytes that one host may send for one session."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """What came home of one unit."""
-
-    folder: str
-    """Relative to the session; empty when nothing came."""
-    complete: bool
-    """True when the manifest and every file it names are here and match."""
-    cause: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectedFile:
-    """collect/collected.json."""
-
-    units: dict[str, Collected]
-    schema: int = 1
-
-
-def read(session: Session) -> dict[str, Collected]:
-    """What earlier collects brought home."""
-    path = session.collect / "collected.json"
-    return dict(session.read(path, CollectedFile).units) if path.is_file() else {}
-
-
 def collect(session: Session, plays: Plays, watch: Watch) -> dict[str, Collected]:
     """Fetch and verify the units that ran and are not home yet; one entry per planned unit."""
     watch.stage("collect", "files home, checked against their manifests")
-    known, found = run.records(session), read(session)
+    known, found = handoff.records(session), handoff.collected(session)
     wanted: dict[str, list[str]] = {}
-    for spec in run.read_plan(session).units:
+    for spec in handoff.plan(session).units:
         record = known.get(spec.unit)
         if spec.unit in found and found[spec.unit].complete:
             continue
@@ -87,7 +62,7 @@ def _fetch(session: Session, plays: Plays, watch: Watch, wanted: dict[str, list[
 
 
 def _unpack(
-    session: Session, host: str, units: list[str], outcome: HostOutcome, known: dict[str, run.UnitRecord]
+    session: Session, host: str, units: list[str], outcome: HostOutcome, known: dict[str, UnitRecord]
 ) -> dict[str, Collected]:
     if outcome.state is not HostState.READY:
         return {unit: Collected(folder="", complete=False, cause=outcome.cause) for unit in units}

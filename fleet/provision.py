@@ -5,8 +5,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleet import content
 from fleet.campaign import Campaign
+from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import SystemFacts
 from fleet.inventory import files, ssh_config
 from fleet.inventory.hosts import Reachability
@@ -25,32 +26,6 @@ from fleet.watch import Watch
 
 PREFLIGHT, DESCRIBE = "Look at the host", "Describe the system"
 """Task names whose results are read; tests/ansible holds the roles to them."""
-BYTECODE_AND_CACHES = ("__pycache__",)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readiness:
-    """What provision or check found out about one host."""
-
-    host: str
-    state: HostState
-    cause: str = ""
-    hint: str = ""
-    changed: int = 0
-    """Tasks that changed something; 0 on a converged host."""
-    work_dir: str = ""
-    """fleet's folder on the host, absolute."""
-    cannot: dict[str, str] = field(default_factory=dict)
-    """Benchmarks this host cannot run, and why."""
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadinessFile:
-    """provision/readiness.json."""
-
-    hosts: tuple[Readiness, ...]
-    schema: int = 1
 
 
 def check(session: Session, campaign: Campaign, plays: Plays, watch: Watch) -> tuple[Readiness, ...]:
@@ -65,11 +40,6 @@ def provision(session: Session, campaign: Campaign, plays: Plays, watch: Watch) 
     found = _play(session, campaign, plays, watch, playbook="provision")
     session.write(session.provision / "readiness.json", ReadinessFile(hosts=found))
     return found
-
-
-def readiness(session: Session) -> tuple[Readiness, ...]:
-    """What provision left; one per host."""
-    return session.read(session.provision / "readiness.json", ReadinessFile).hosts
 
 
 def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, playbook: str) -> tuple[Readiness, ...]:
@@ -187,8 +157,3 @@ def _keep_facts(session: Session, found: Readiness, text: str) -> Readiness:
         return replace(found, state=HostState.FAILED, cause=cause, hint="fleet provision")
     session.write(session.provision / "facts" / f"{found.host}.json", facts)
     return found
-
-
-def ready(found: Sequence[Readiness]) -> list[str]:
-    """Names of the hosts that can run."""
-    return [item.host for item in found if item.state is HostState.READY]

@@ -17,8 +17,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fleet import campaign as campaigns
-from fleet import provision
+from fleet import handoff
 from fleet.campaign import BenchmarkEntry, Campaign, HostEntry
+from fleet.handoff import Plan, UnitRecord
 from fleet.harness.contract import Mode, RunSpec, Scenario, UnitState, UnitStatus
 from fleet.inventory import files, reach, ssh_config, static
 from fleet.inventory.hosts import Host
@@ -36,27 +37,6 @@ QUICK_ACCURACY_SAMPLES = 10833
 """--quick still evaluates the whole set of a benchmark up to this size: an F1 over fewer says little."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """run/plan.json: everything that was asked for, whether or not its host is there."""
-
-    quick: bool
-    units: tuple[RunSpec, ...]
-    schema: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitRecord:
-    """run/units/<unit>.json: what the controller knows of a unit."""
-
-    unit: str
-    host: str
-    state: UnitState
-    cause: str = ""
-    status: UnitStatus | None = None
-    schema: int = 1
-
-
 @dataclass(slots=True, kw_only=True)
 class _Polled:
     """A host being polled."""
@@ -72,7 +52,7 @@ class _Polled:
 def plan(session: Session, campaign: Campaign, *, base: Path, source: str, quick: bool) -> Plan:
     """Every unit of the campaign: host by benchmark by scenario by mode, in the order they will run."""
     token = session.token
-    work_dirs = {item.host: item.work_dir for item in provision.readiness(session)}
+    work_dirs = {item.host: item.work_dir for item in handoff.readiness(session)}
     units: list[RunSpec] = []
     for host in files.hosts(session):
         entry = static.entry_of(campaign, host.name, base=base, source=source)
@@ -137,31 +117,14 @@ def _spec(
     )
 
 
-def read_plan(session: Session) -> Plan:
-    """The session's plan.
-
-    Raises SessionError when there is none yet.
-    """
-    return session.read(session.run / "plan.json", Plan)
-
-
-def records(session: Session) -> dict[str, UnitRecord]:
-    """What is known of each unit that has been looked at."""
-    found = {}
-    for path in sorted((session.run / "units").glob("*.json")):
-        record = session.read(path, UnitRecord)
-        found[record.unit] = record
-    return found
-
-
 def run(
     session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, base: Path, source: str, quick: bool
 ) -> tuple[UnitRecord, ...]:
     """Run what is not done yet and return one record per planned unit."""
     watch.stage("run", "LoadGen on every host that is ready")
     planned = plan(session, campaign, base=base, source=source, quick=quick)
-    before = records(session)
-    earlier = {spec.unit: spec for spec in read_plan(session).units} if before else {}
+    before = handoff.records(session)
+    earlier = {spec.unit: spec for spec in handoff.plan(session).units} if before else {}
     session.write(session.run / "plan.json", planned)
     wanted = [
         spec
@@ -171,7 +134,7 @@ def run(
     started = _start(session, plays, watch, wanted)
     if started:
         _poll(session, campaign, watch, started)
-    now = records(session)
+    now = handoff.records(session)
     return tuple(now[spec.unit] for spec in planned.units)
 
 
@@ -181,7 +144,7 @@ def _note(session: Session, record: UnitRecord) -> None:
 
 def _start(session: Session, plays: Plays, watch: Watch, wanted: Sequence[RunSpec]) -> list[_Polled]:
     """Hand every ready host its units; units that cannot start end here, with the cause."""
-    found = {item.host: item for item in provision.readiness(session)}
+    found = {item.host: item for item in handoff.readiness(session)}
     queues: dict[str, list[RunSpec]] = {}
     for spec in wanted:
         host = found[spec.host]
@@ -226,7 +189,7 @@ def _start(session: Session, plays: Plays, watch: Watch, wanted: Sequence[RunSpe
 
 def _poll(session: Session, campaign: Campaign, watch: Watch, polled: list[_Polled]) -> None:
     """Ask every host until each of its units has ended or the host counts as lost."""
-    known = records(session)
+    known = handoff.records(session)
     interval = POLL_FIRST_S
     waiting = {item.host.name: item for item in polled}
     pending: dict[str, Future[reach.Answer]] = {}

@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 
-from fleet import pipeline
+from fleet import handoff, pipeline
 from fleet.cli import options, output, tables
 from fleet.errors import ExitCode, SubmissionError
-from fleet.session import Session
 
 
 @click.command()
@@ -25,7 +24,9 @@ def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool
     session, file = options.for_campaign(base, session_id, campaign_file, new=True)
     found: dict[str, Any] = {}
     refused = ""
-    with options.outing(session, file, quiet=as_json, quick=quick or _was_quick(session)) as outing:
+    with options.outing(
+        session, file, quiet=as_json, quick=quick or (handoff.planned(session) and handoff.plan(session).quick)
+    ) as outing:
         for name, stage in pipeline.STAGES.items():
             try:
                 found[name] = stage(outing)
@@ -46,9 +47,3 @@ def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool
     if refused:
         codes.append(ExitCode.INVALID)
     return ExitCode.worst(codes)
-
-
-def _was_quick(session: Session) -> bool:
-    from fleet import run
-
-    return (session.run / "plan.json").is_file() and run.read_plan(session).quick

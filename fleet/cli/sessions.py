@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fleet import run
+from fleet import handoff
 from fleet.cli import options, output
 from fleet.errors import ExitCode, SessionError
 from fleet.session import Session
@@ -21,8 +21,8 @@ def command(base: Path, as_json: bool) -> ExitCode:
     for path in sorted(base.glob("*/session.json"), reverse=True):
         session = Session(path.parent)
         try:
-            created, known = str(session.about()["created_at"]), run.records(session)
-            planned = len(run.read_plan(session).units) if (session.run / "plan.json").is_file() else 0
+            created, known = str(session.about()["created_at"]), handoff.records(session)
+            planned = len(handoff.plan(session).units) if handoff.planned(session) else 0
         except (SessionError, KeyError) as error:
             rows.append([session.id, "", f"unreadable: {error}"])
             continue

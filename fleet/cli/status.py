@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fleet import run
+from fleet import handoff
 from fleet.cli import options, output, tables
 from fleet.errors import ExitCode
 from fleet.terms import UnitState
@@ -16,10 +16,10 @@ from fleet.terms import UnitState
 def command(session_id: str | None, base: Path, as_json: bool) -> ExitCode:
     """Where each unit of a session stands, as the controller last saw it. Asks no host."""
     session = options.existing(base, session_id)
-    known = run.records(session)
+    known = handoff.records(session)
     found = [
-        known.get(spec.unit) or run.UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING)
-        for spec in run.read_plan(session).units
+        known.get(spec.unit) or handoff.UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING)
+        for spec in handoff.plan(session).units
     ]
     if as_json:
         output.print_json(found)

@@ -10,9 +10,9 @@ from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 
 
-def at(scale: float, **changes: str) -> tuple[Unit, ...]:
+def at(scale: float) -> tuple[Unit, ...]:
     """All four units of a host that is so many times slower."""
-    return tuple(dataclasses.replace(unit, scale=scale, **changes) for unit in ALL_FOUR)
+    return tuple(dataclasses.replace(unit, scale=scale) for unit in ALL_FOUR)
 
 
 def hosts() -> list[Host]:

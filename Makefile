@@ -1,0 +1,69 @@
+# Two commands matter: `make demo` and `make test`. Both set themselves up, from nothing but Python 3.11+, git, make and ssh.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+APT_TEST := debootstrap debian-archive-keyring iproute2 mount openssh-client openssh-server util-linux chromium
+
+.PHONY: help
+help:  ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.base: requirements/controller.txt pyproject.toml
+	@./.ci/venv $(PYTHON) $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/controller.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base requirements/dev.txt requirements/harness.txt requirements/backend-pytorch.txt
+	@echo "installing what the tests need"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt \
+		-r requirements/harness.txt -r requirements/backend-pytorch.txt
+	touch $@
+
+.PHONY: setup
+setup: $(VENV)/.base  ## Install the controller into .venv
+
+.PHONY: demo
+demo: $(VENV)/.base  ## Benchmark this machine: a quick run, from preflight to submission and report
+	@mkdir -p demo
+	test -f demo/fleet.yml || $(BIN)/fleet init --local demo/fleet.yml
+	cd demo && ../$(BIN)/fleet bench --quick
+	../$(BIN)/fleet submission check || test $$? -eq 5
+
+.PHONY: test
+test: $(VENV)/.dev system-packages lint  ## Set everything up and run every test
+	$(BIN)/python -m pytest
+
+.PHONY: system-packages
+system-packages:
+	@./.ci/packages $(APT_TEST)
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## ruff, mypy, import-linter, ansible-lint, yamllint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/ansible-lint --offline -q playbooks roles
+	$(BIN)/yamllint --strict .
+
+.PHONY: bench
+bench: $(VENV)/.dev system-packages  ## Measure what the README claims
+	$(BIN)/python benchmarks/overhead.py
+
+.PHONY: lock
+lock: $(VENV)/.base  ## Compile requirements/*.txt anew from pyproject.toml and requirements/*.in
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header pyproject.toml -o requirements/controller.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-package torch pyproject.toml \
+		--extra dev --constraint requirements/controller.txt -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header requirements/harness.in -o requirements/harness.txt
+
+.PHONY: clean
+clean:  ## Remove what make made
+	rm -rf $(VENV) demo build dist

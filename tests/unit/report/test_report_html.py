@@ -1,0 +1,151 @@
+"""The report's text: all hosts, all labels, nothing a host says is markup, nothing is fetched."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fleet.report import charts, frames, html
+from fleet.report.html import number
+from fleet.results.load import load
+from fleet.results.records import SessionResults
+from tests.unit.report import sample
+from tests.unit.results.session_files import Host, build
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and the page's texts outside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.blocks: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - the parser's signature
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        (self.blocks if self._inside in {"script", "style"} else self.texts).append(data)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> SessionResults:
+    return load(sample.sample(tmp_path_factory.mktemp("s")))
+
+
+@pytest.fixture(scope="module")
+def page(results: SessionResults) -> Page:
+    return Page(html.render(results))
+
+
+def test_the_headline_comes_first(page: Page, results: SessionResults) -> None:
+    body = [text.strip() for text in page.texts if text.strip()]
+    assert body[:2] == [results.headline, results.headline]  # the title and the first line
+    assert results.headline == "6 of 8 hosts, 27 of 32 units · 1 INVALID"
+
+
+def test_every_host_and_every_cause_is_there(page: Page, results: SessionResults) -> None:
+    text = " ".join(page.texts)
+    for system in results.systems:
+        assert system.host in text
+        assert system.cause in text
+    for unit in results.units:
+        assert unit.cause in text
+        assert all(reason in text for reason in unit.not_submittable_because if unit.measured)
+
+
+def test_what_hosts_say_is_never_markup(page: Page, results: SessionResults) -> None:
+    assert not [tag for tag, _ in page.tags if tag in {"img", "iframe", "object", "link"}]
+    scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+    assert scripts
+    assert all(attrs.get("nonce") for attrs in scripts)
+    assert "<script>document" not in html.render(results)
+
+
+def test_a_label_in_a_chart_cannot_close_its_script(results: SessionResults) -> None:
+    first, *others = results.units
+    evil = dataclasses.replace(results, units=(dataclasses.replace(first, labels=(sample.EVIL,)), *others))
+    text = html.render(evil)
+    assert "<script>document" not in text
+    blocks = re.findall(r"<script type=.application/json.[^>]*>(.*?)</script>", text, flags=re.DOTALL)
+    figures = [json.loads(block) for block in blocks]
+    assert len(figures) == 3
+    # plotly reads a subset of HTML in texts, so the name is escaped for it as well
+    assert any("&lt;/script&gt;" in name for name in figures[0]["data"][0]["y"])
+
+
+def test_nothing_is_fetched(page: Page) -> None:
+    for _, attrs in page.tags:
+        assert not {"src", "href", "srcset", "action"} & attrs.keys()
+    (policy,) = [attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv")]
+    assert policy is not None
+    assert "default-src 'none'" in policy
+
+
+def test_every_number_in_the_table_has_its_labels(results: SessionResults) -> None:
+    text = html.render(results)
+    cells = re.findall(r'<td class="n"><b>.*?</td>', text, flags=re.DOTALL)
+    measured = [unit for unit in results.units if unit.measured]
+    assert len(cells) == len(measured)
+    assert all("demo model" in cell for cell in cells)
+    assert sum("random weights" in cell for cell in cells) == 4
+    assert sum("simulated" in cell for cell in cells) == 4
+
+
+def test_every_number_in_a_chart_has_its_labels(results: SessionResults) -> None:
+    drawn = charts.charts(frames.measured(results))
+    assert [chart.title for chart in drawn] == [
+        "tiny-bert Offline: throughput",
+        "tiny-bert SingleStream: latency",
+        "tiny-bert: throughput and latency",
+    ]
+    for chart in drawn:
+        assert chart.remarks == ("demo model",)
+        text = json.dumps(chart.figure)
+        assert "g5-a (random weights)" in text
+        assert "vm-quiet (simulated)" in text
+
+
+def test_invalid_runs_are_in_no_chart(results: SessionResults) -> None:
+    offline = next(c for c in charts.charts(frames.measured(results)) if "Offline" in c.title)
+    assert "laptop-ben" not in json.dumps(offline.figure)
+
+
+def test_systems_stand_in_the_sessions_order(results: SessionResults) -> None:
+    offline = next(c for c in charts.charts(frames.measured(results)) if "Offline" in c.title)
+    names = [name.split(" ")[0] for name in offline.figure["data"][0]["y"]]
+    assert names == [s.system_id for s in results.systems if s.system_id in names]
+
+
+def test_a_quick_run_has_its_banner(tmp_path: Path) -> None:
+    session = sample.quick(tmp_path)
+    path = html.write(session, load(session))
+    text = path.read_text(encoding="utf-8")
+    assert path == session.report / "index.html"
+    assert 'id="quick"' in text
+    assert text.count("quick run</span>") >= 3
+    assert "throughput and latency" not in text  # one system has nothing to be compared with
+
+
+def test_without_numbers_there_is_no_plotly(tmp_path: Path) -> None:
+    text = html.render(load(build(tmp_path, [Host(name="a")])))
+    assert "0 of 1 hosts, 0 of 0 units" in text
+    assert len(text) < 50_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "0"), (0.00123, "0.00123"), (1.23456, "1.235"), (87.4417, "87.44"), (12345.6, "12,346")],
+)
+def test_numbers_are_for_people(value: float | None, text: str) -> None:
+    assert number(value) == text
