@@ -94,15 +94,16 @@ def spec(host: str, unit: Unit, *, quick: bool = False, **changes: Any) -> RunSp
     return RunSpec(**(values | changes))
 
 
-def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: str = "{}") -> Session:
+def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: dict[str, str] | None = None) -> Session:
     """The folder as the stages up to collect leave it."""
     campaign = "submitter: Example Lab\nbenchmarks: [{name: tiny-bert}]\nhosts:\n"
-    campaign += "".join(f"- {{name: {host.name}, kind: {host.kind}, notes: {notes}}}\n" for host in hosts)
+    campaign += "".join(f"- {{name: {host.name}, kind: {host.kind}}}\n" for host in hosts)
     made = sessions.create(base, campaign, name="20261123-150000")
     rows = [
         {"host": host.name, "kind": host.kind, "state": host.state, "cause": host.cause, "hint": host.hint}
         for host in hosts
     ]
+    made.write(made.inventory / "hosts.json", [{"name": host.name, "notes": notes or {}} for host in hosts])
     made.write(made.inventory / "reachability.json", rows)
     made.write(made.provision / "readiness.json", {"schema": 1, "hosts": rows})
     specs = [spec(host.name, unit, quick=quick) for host in hosts for unit in host.units]

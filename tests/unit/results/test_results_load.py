@@ -152,7 +152,7 @@ def test_unreadable_facts_do_not_lose_the_host(session: Session) -> None:
 
 
 def test_notes_reach_the_description(tmp_path: Path) -> None:
-    session = build(tmp_path, [Host(name="a", units=(Unit(),))], notes="{cooling: air, system_name: My Box}")
+    session = build(tmp_path, [Host(name="a", units=(Unit(),))], notes={"cooling": "air", "system_name": "My Box"})
     (system,) = load(session).systems
     assert (system.system_id, system.description["cooling"]) == ("My-Box", "air")
     assert system.notes["cooling"] == "air"
