@@ -21,8 +21,8 @@ def command(file: Path, local: bool, force: bool) -> ExitCode:
         raise CampaignError(f"{file} exists already", hint=f"edit it, or: fleet init --force {file}")
     name = "local" if local else "example"
     text = resources.files("fleet.cli").joinpath("templates", f"{name}.yml").read_text(encoding="utf-8")
-    text = text.replace("@HOST@", socket.gethostname().split(".")[0] or "this-machine").replace(
-        "@USER@", getpass.getuser()
+    text = text.replace("THIS_HOST", socket.gethostname().split(".")[0] or "this-machine").replace(
+        "YOUR_USER", getpass.getuser()
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-COLOURS = ("#3b7dd8", "#e69f00", "#cc5f8a", "#2a9d74")
+COLOURS = ("#2f6fc9", "#e69f00", "#cc5f8a", "#2a9d74")
 """Told apart by people with colour-blindness, and readable on white and on dark grey."""
 PERCENTILES = {"latency_p50_ms": "p50", "latency_p90_ms": "p90", "latency_p99_ms": "p99"}
 THROUGHPUT = ("Offline", "Server")

@@ -12,8 +12,9 @@ from fleet.report import charts, frames, html
 from fleet.report.html import number
 from fleet.results.load import load
 from fleet.results.records import SessionResults
+from fleet.terms import Scenario
 from tests.unit.report import sample
-from tests.unit.results.session_files import Host, build
+from tests.unit.results.session_files import Host, Unit, build
 
 
 class Page(HTMLParser):
@@ -125,6 +126,30 @@ def test_systems_stand_in_the_sessions_order(results: SessionResults) -> None:
     offline = next(c for c in charts.charts(frames.measured(results)) if "Offline" in c.title)
     names = [name.split(" ")[0] for name in offline.figure["data"][0]["y"]]
     assert names == [s.system_id for s in results.systems if s.system_id in names]
+
+
+def test_server_and_multistream_have_charts_too(tmp_path: Path) -> None:
+    units = (
+        Unit(scenario=Scenario.SERVER, log="server-quick"),
+        Unit(scenario=Scenario.MULTI_STREAM, log="multistream-quick"),
+    )
+    results = load(build(tmp_path, [Host(name="a", units=units)], quick=True))
+    assert [chart.title for chart in charts.charts(frames.measured(results))] == [
+        "tiny-bert MultiStream: latency",
+        "tiny-bert Server: throughput",
+        "tiny-bert Server: latency",
+    ]
+    text = html.render(results)
+    assert "Queries/s" in text
+    assert "not planned" in text  # accuracy
+
+
+def test_a_latency_that_loadgen_could_not_estimate_is_no_number(tmp_path: Path) -> None:
+    results = load(build(tmp_path, [Host(name="a", units=(Unit(),))]))
+    (unit,) = results.units
+    assert unit.summary is not None
+    blank = dataclasses.replace(unit, summary=dataclasses.replace(unit.summary, metric=None, valid=False))
+    assert "no estimate" in html.render(dataclasses.replace(results, units=(blank,)))
 
 
 def test_a_quick_run_has_its_banner(tmp_path: Path) -> None:
