@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fleet import campaign
+from fleet import campaign, handoff
 from fleet.errors import ResultsError, SessionError
-from fleet.harness.contract import RunManifest, RunSpec, SystemFacts, UnitStatus
+from fleet.handoff import Collected, Plan, UnitRecord
+from fleet.harness.contract import RunManifest, RunSpec, SystemFacts
 from fleet.mlperf.rules import load_benchmark, load_round
 from fleet.results import accuracy, loadgen_log, systems, verdict
 from fleet.results.records import LoadgenSummary, SessionResults, System, UnitResult
@@ -42,50 +43,11 @@ class HostNotes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Readiness:
-    """provision/readiness.json."""
-
-    hosts: tuple[HostRow, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """run/plan.json."""
-
-    quick: bool
-    units: tuple[RunSpec, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class UnitFile:
-    """run/units/<unit>.json: what the run stage last knew of a unit."""
-
-    state: UnitState = UnitState.PENDING
-    cause: str = ""
-    status: UnitStatus | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CollectedUnit:
-    """A unit in collect/collected.json."""
-
-    folder: str
-    complete: bool
-    cause: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class CollectedFile:
-    """collect/collected.json."""
-
-    units: dict[str, CollectedUnit]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFiles:
     """All there is of one unit, read but not judged."""
 
-    run: UnitFile
+    run: UnitRecord | None = None
+    """What the run stage last knew of it; None when it never looked."""
     folder: str = ""
     cause: str = ""
     """Why the collected files are missing or cannot be used; empty when they can."""
@@ -115,7 +77,7 @@ def load(session: Session) -> SessionResults:
     not a campaign or names a round or benchmark that this fleet does not know.
     """
     about = session.about()
-    plan = session.read(session.run / "plan.json", Plan)
+    plan = handoff.plan(session)
     text = campaign.read_text(session.campaign_file)
     asked = campaign.load_text(text, session.campaign_file.name)
     header = Header(
@@ -150,7 +112,7 @@ def assemble(
     Raises CampaignError when the round or a benchmark is not known to this fleet.
     """
     ids = systems.assign_ids((row.host, facts.get(row.host), notes.get(row.host, {})) for row in hosts)
-    units = tuple(_unit(header, spec, files.get(spec.unit, UnitFiles(run=UnitFile())), ids) for spec in plan.units)
+    units = tuple(_unit(header, spec, files.get(spec.unit, UnitFiles()), ids) for spec in plan.units)
     return SessionResults(
         session=header.session,
         created_at=header.created_at,
@@ -176,9 +138,9 @@ def assemble(
 
 
 def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str]) -> UnitResult:
-    manifest, status = files.manifest, files.run.status
-    state = files.run.state
-    cause = files.run.cause or (files.cause if state is UnitState.DONE else "")
+    manifest, status = files.manifest, files.run.status if files.run else None
+    state = files.run.state if files.run else UnitState.PENDING
+    cause = (files.run.cause if files.run else "") or (files.cause if state is UnitState.DONE else "")
     # labels may be known to the plan (demo model) and to the host alone (random weights): a reader gets both
     labels = tuple(dict.fromkeys([*spec.labels, *(manifest.labels if manifest else ())]))
     evidence = verdict.Evidence(
@@ -254,12 +216,11 @@ def _system(
 def _hosts(session: Session, plan: Plan) -> list[HostRow]:
     """One row per host that any stage knew of: readiness where there is one, else reachability."""
     reached = session.read(session.inventory / "reachability.json", list[HostRow])
-    readiness = session.provision / "readiness.json"
-    ready = session.read(readiness, Readiness).hosts if readiness.exists() else ()
+    ready = handoff.readiness(session) if (session.provision / "readiness.json").exists() else ()
     rows = {row.host: row for row in reached}
-    for row in ready:
-        known = rows.get(row.host)
-        rows[row.host] = dataclasses.replace(row, kind=row.kind or known.kind) if known else row
+    for found in ready:
+        kind = rows[found.host].kind if found.host in rows else ""
+        rows[found.host] = HostRow(host=found.host, state=found.state, kind=kind, cause=found.cause, hint=found.hint)
     for spec in plan.units:
         rows.setdefault(
             spec.host, HostRow(host=spec.host, state=HostState.FAILED, cause="planned, but in no inventory")
@@ -283,14 +244,11 @@ def _facts(session: Session, hosts: Sequence[HostRow]) -> tuple[dict[str, System
 
 
 def _unit_files(session: Session, plan: Plan) -> dict[str, UnitFiles]:
-    index = session.collect / "collected.json"
-    collected = session.read(index, CollectedFile).units if index.exists() else {}
-    return {spec.unit: _files_of(session, spec, collected.get(spec.unit)) for spec in plan.units}
+    known, home = handoff.records(session), handoff.collected(session)
+    return {spec.unit: _files_of(session, spec, known.get(spec.unit), home.get(spec.unit)) for spec in plan.units}
 
 
-def _files_of(session: Session, spec: RunSpec, collected: CollectedUnit | None) -> UnitFiles:
-    path = session.run / "units" / f"{spec.unit}.json"
-    run = session.read(path, UnitFile) if path.exists() else UnitFile()
+def _files_of(session: Session, spec: RunSpec, run: UnitRecord | None, collected: Collected | None) -> UnitFiles:
     if collected is None:
         return UnitFiles(run=run, cause="not collected")
     if not collected.complete:

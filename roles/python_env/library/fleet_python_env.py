@@ -53,7 +53,7 @@ def pip_options(params: dict) -> list[str]:
     options = []
     for name in ("index_url", "extra_index_url", "find_links"):
         if params[name]:
-            options += ["--" + name.replace("_", "-"), os.path.expanduser(params[name])]
+            options += ["--" + name.replace("_", "-"), params[name]]
     return options + (["--no-index"] if params["no_index"] else [])
 
 

@@ -120,7 +120,14 @@ def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: dict[str
 
 
 def _unit(made: Session, planned: RunSpec, unit: Unit) -> dict[str, Any]:
-    state = {"schema": 1, "unit": planned.unit, "state": unit.state, "cause": unit.cause, "status": None}
+    state = {
+        "schema": 1,
+        "unit": planned.unit,
+        "host": planned.host,
+        "state": unit.state,
+        "cause": unit.cause,
+        "status": None,
+    }
     made.write(made.run / "units" / f"{planned.unit}.json", state)
     if unit.state is not UnitState.DONE:
         return {}

@@ -68,7 +68,9 @@ def perfect(benchmark: tiny.TinyBert, assets: Path, samples: list[dict[str, Any]
 
 def test_generator_is_the_same_everywhere() -> None:
     text = "\n".join(repr(sample) for sample in tiny.generate(7, 200))
-    assert hashlib.sha256(text.encode()).hexdigest() == "a9a26e6d9aaf7196462ed701be5f0355fe0b14fab8936fcadffe95420b148d8f"
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "a9a26e6d9aaf7196462ed701be5f0355fe0b14fab8936fcadffe95420b148d8f"
+    )
 
 
 def test_answers_stand_where_they_are_said_to() -> None:

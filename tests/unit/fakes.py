@@ -1,0 +1,112 @@
+"""Stand-ins for what lies behind a Protocol: plays, connections and the person watching; and sessions to use them on."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fleet import campaign as campaigns
+from fleet import session as sessions
+from fleet.campaign import Campaign
+from fleet.handoff import Readiness, ReadinessFile
+from fleet.inventory import files, static
+from fleet.inventory.hosts import Reachability
+from fleet.inventory.reach import Answer, Unreachable
+from fleet.plays import HostOutcome, PlayEvent, PlayRequest
+from fleet.session import Session
+from fleet.terms import HostKind, HostState
+
+MINIMAL = "submitter: Example Lab\nbenchmarks: [{name: tiny-bert}]\nhosts: [{name: h01, kind: server}]\n"
+
+
+@dataclass
+class FakePlays:
+    """Answers with canned outcomes; hosts without one are ready. Remembers every request."""
+
+    outcomes: dict[str, HostOutcome] = field(default_factory=dict)
+    events: Sequence[PlayEvent] = ()
+    during: Callable[[PlayRequest], None] = lambda _: None
+    requests: list[PlayRequest] = field(default_factory=list)
+
+    def run(self, request: PlayRequest, on_event: Callable[[PlayEvent], None]) -> dict[str, HostOutcome]:
+        self.requests.append(request)
+        self.during(request)
+        for event in self.events:
+            on_event(event)
+        ready = {name: HostOutcome(host=name, state=HostState.READY) for name in request.hosts}
+        return {name: copy.deepcopy(self.outcomes.get(name, ready[name])) for name in request.hosts}
+
+
+@dataclass
+class FakeConnection:
+    """Says its answers one after another, the last one for ever; an answer may be an exception."""
+
+    answers: list[str | Unreachable]
+    commands: list[str] = field(default_factory=list)
+    closed: int = 0
+
+    def run(self, command: str, *, timeout: float) -> Answer:
+        assert timeout > 0
+        self.commands.append(command)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Unreachable):
+            raise answer
+        return Answer(rc=0, out=answer, err="")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class RecordingWatch:
+    """Keeps what it was told."""
+
+    stages: list[str] = field(default_factory=list)
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+
+    def stage(self, name: str, text: str) -> None:
+        assert text
+        self.stages.append(name)
+
+    def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
+        assert fraction is None or 0 <= fraction <= 1
+        self.lines.append((host, text))
+        if ended:
+            self.ended.append(host)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A session whose inventory and provision stages have been."""
+
+    session: Session
+    campaign: Campaign
+    base: Path
+
+
+def scene(base: Path, text: str = MINIMAL, *, states: dict[str, HostState] | None = None, **readiness: Any) -> Scene:
+    """A session of `text`; every host is ready unless `states` says otherwise."""
+    campaign = campaigns.load_text(text, "fleet.yml")
+    session = sessions.create(base / "sessions", text, name="s1")
+    listed = static.hosts(campaign, base=base, source="fleet.yml")
+    given = states or {}
+    reachable = [
+        Reachability(
+            host=host.name,
+            kind=HostKind.SERVER,
+            state=given.get(host.name, HostState.READY),
+            cause="" if given.get(host.name, HostState.READY) is HostState.READY else f"{host.name} is away",
+            home="/home/me",
+            python="/usr/bin/python3",
+        )
+        for host in listed
+    ]
+    files.write(session, listed, reachable, campaign)
+    rows = tuple(
+        Readiness(host=item.host, state=item.state, cause=item.cause, work_dir="/home/me/.mlperf-fleet", **readiness)
+        for item in reachable
+    )
+    session.write(session.provision / "readiness.json", ReadinessFile(hosts=rows))
+    return Scene(session=session, campaign=campaign, base=base)
