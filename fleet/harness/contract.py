@@ -140,7 +140,7 @@ class RunManifest:
     accuracy: dict[str, float]
     """Metric name to value for accuracy units, as in accuracy.txt; empty for performance units."""
     model: dict[str, str]
-    """weights_filename, weights_sha256, weight_data_types, input_data_types, weight_transformations, retraining."""
+    """starting_weights_filename, weights_sha256, weight_data_types, input_data_types, weight_transformations, retraining."""
     labels: tuple[str, ...]
     files: dict[str, FileEntry]
     """Path relative to the unit's folder, `/`-separated, to what it must be."""

@@ -88,7 +88,7 @@ def _fill(
 
 def _write_entry(layout: SubmissionLayout, results: SessionResults, entry: Entry, source: Path) -> None:
     key = (entry.system.system_id, entry.benchmark.name, str(entry.scenario))
-    facts = {name: entry.performance.model[ours] for name, ours in MODEL_FACTS.items()}
+    facts = {name: entry.performance.model[name] for name in MODEL_FACTS}
     _write_json(layout.measurements(*key), facts)
     _write(layout.notes_dir(*key) / "README.md", notes.entry(results, entry))
     performance, accuracy = source / entry.performance.folder, source / entry.accuracy.folder

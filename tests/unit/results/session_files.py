@@ -152,7 +152,7 @@ def _files(made: Session, folder: Path, planned: RunSpec, unit: Unit) -> None:
         loadgen_s=601.0,
         versions={"python": "3.11.2", "torch": "2.13.0", "mlcommons-loadgen": "6.0.17"},
         accuracy={},
-        model={"weights_filename": "model.safetensors"},
+        model={"starting_weights_filename": "model.safetensors"},
         labels=unit.labels,
         files={"mlperf_log_detail.txt": FileEntry(sha256="0" * 64, size=detail.stat().st_size)},
     )

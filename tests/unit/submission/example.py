@@ -17,7 +17,7 @@ HOSTS = ("alpha", "beta")
 SCENARIOS = (Scenario.SINGLE_STREAM, Scenario.OFFLINE)
 ACCURACY_TXT = '{"exact_match": 80.5, "f1": 88.25}\n'
 MODEL = {
-    "weights_filename": "model.safetensors",
+    "starting_weights_filename": "model.safetensors",
     "weights_sha256": "0" * 64,
     "weight_data_types": "fp32",
     "input_data_types": "int64",

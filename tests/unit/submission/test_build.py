@@ -78,6 +78,15 @@ def test_a_partial_fleet_says_so_first_and_names_the_cause(tmp_path: Path) -> No
     assert len(built.left) == 4
 
 
+@pytest.mark.parametrize(("division", "entries"), [("open", 4), ("closed", 0)])
+def test_the_open_division_takes_any_scenario(tmp_path: Path, division: str, entries: int) -> None:
+    session, results = example.make(tmp_path)
+    for unit in (SS, SS_ACC):
+        results = example.change(results, unit, scenario=Scenario.SERVER)
+    selection = select(dataclasses.replace(results, division=division), session.root)
+    assert len(selection.entries) == entries
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
@@ -89,9 +98,8 @@ def test_a_partial_fleet_says_so_first_and_names_the_cause(tmp_path: Path) -> No
         ({"summary": None}, "LoadGen does not say VALID"),
         ({"folder": ""}, "nothing came home from its host"),
         ({"folder": "collect/nowhere"}, "files missing: mlperf_log_summary.txt, mlperf_log_detail.txt, user.conf"),
-        ({"model": {}}, "its manifest does not say: input_data_types, retraining, weights_filename"),
+        ({"model": {}}, "its manifest does not say: input_data_types, retraining, starting_weights_filename"),
         ({"benchmark": "bert-100"}, "benchmark 'bert-100': unknown; there are"),
-        ({"scenario": Scenario.SERVER}, "Server is no scenario of bert-99 in category edge"),
     ],
 )
 def test_a_scenario_goes_in_only_with_both_its_runs(tmp_path: Path, values: dict[str, object], reason: str) -> None:

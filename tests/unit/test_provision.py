@@ -1,0 +1,158 @@
+"""The archive of the harness, and readiness from what a play said."""
+
+import json
+import subprocess
+import sys
+import tarfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet import handoff, provision
+from fleet.harness.contract import SystemFacts
+from fleet.plays import HostOutcome, PlayEvent
+from fleet.terms import HostState
+from tests.unit.fakes import MINIMAL, FakePlays, RecordingWatch, scene
+from tests.unit.results.session_files import facts
+
+TWO = MINIMAL.replace("[{name: h01, kind: server}]", "[{name: h01, kind: server}, {name: h02, kind: server}]")
+PREFLIGHT = {"work_dir": "/w", "cannot": {"tiny-bert": "0.5 GiB memory"}, "host_warnings": ["on battery"]}
+
+
+def outcome(state: HostState = HostState.READY, **more: Any) -> HostOutcome:
+    return HostOutcome(host="h01", state=state, **more)
+
+
+def described(value: SystemFacts | str) -> dict[str, dict[str, Any]]:
+    text = value if isinstance(value, str) else json.dumps(asdict(value))
+    return {provision.PREFLIGHT: PREFLIGHT, provision.DESCRIBE: {"stdout": text}}
+
+
+def test_the_archive_is_the_same_bytes_for_the_same_code(tmp_path: Path) -> None:
+    first, digest = provision.harness_archive(tmp_path / "a")
+    second, again = provision.harness_archive(tmp_path / "b")
+    assert digest == again
+    assert digest in first.name
+    assert first.read_bytes() == second.read_bytes()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [first.name]
+
+
+def test_the_archive_holds_the_harness_and_nothing_else(tmp_path: Path) -> None:
+    path, _ = provision.harness_archive(tmp_path)
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+        assert all(member.isfile() and member.mtime == 0 and member.uid == 0 for member in archive)
+    assert {"__main__.py", "fleet/__init__.py", "fleet/harness/supervise.py"} <= set(names)
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+    others = [name for name in names if not name.startswith("fleet/harness/")]
+    assert others == ["__main__.py", "fleet/__init__.py"]
+    assert any(name.endswith(".safetensors") for name in names)
+
+
+def test_the_unpacked_archive_runs_alone(tmp_path: Path) -> None:
+    path, _ = provision.harness_archive(tmp_path)
+    folder = tmp_path / "harness"
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    done = subprocess.run(
+        [sys.executable, "-I", str(folder), "selftest"], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"loadgen": "6.0.17"}
+
+
+def test_every_host_has_an_answer_and_only_reachable_ones_are_asked(tmp_path: Path) -> None:
+    made = scene(tmp_path, TWO, states={"h02": HostState.UNKNOWN_KEY})
+    plays = FakePlays({"h01": outcome(changed=2, results=described(facts("aws-g5-xlarge")))})
+    watch = RecordingWatch()
+    found = provision.provision(made.session, made.campaign, plays, watch)
+    assert [request.playbook for request in plays.requests] == ["provision"]
+    assert list(plays.requests[0].hosts) == ["h01"]
+    one, two = found
+    assert (one.state, one.changed, one.work_dir, one.hint) == (HostState.READY, 2, "/w", "")
+    assert one.cannot == {"tiny-bert": "0.5 GiB memory"}
+    assert one.warnings == ("on battery",)
+    assert (two.host, two.state, two.cause) == ("h02", HostState.UNKNOWN_KEY, "h02 is away")
+    assert handoff.readiness(made.session) == found
+    assert watch.stages == ["provision"]
+    assert watch.ended == ["h01", "h02"]
+    kept = made.session.read(made.session.provision / "facts" / "h01.json", SystemFacts)
+    assert kept == facts("aws-g5-xlarge")
+
+
+def test_check_changes_nothing_here_either(tmp_path: Path) -> None:
+    made = scene(tmp_path)
+    before = handoff.readiness(made.session)
+    plays = FakePlays({"h01": outcome(HostState.NOT_READY, cause="no venv")})
+    (found,) = provision.check(made.session, made.campaign, plays, RecordingWatch())
+    assert plays.requests[0].playbook == "preflight"
+    assert (found.state, found.hint) == (HostState.NOT_READY, "fix h01 as said, then: fleet check")
+    assert handoff.readiness(made.session) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "Invalid JSON"), ("", "Invalid JSON"), ('{"hostname": "a"}', "machine_id: Field required"), ("[]", "")],
+)
+def test_a_description_that_is_none_makes_the_host_fail(tmp_path: Path, text: str, said: str) -> None:
+    made = scene(tmp_path)
+    plays = FakePlays({"h01": outcome(results=described(text))})
+    (found,) = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert found.state is HostState.FAILED
+    assert found.cause.startswith("its description cannot be read: ")
+    assert said in found.cause
+    assert found.hint == "fleet provision"
+    assert not (made.session.provision / "facts").exists()
+
+
+def test_facts_of_a_wrong_type_are_refused_by_name(tmp_path: Path) -> None:
+    made = scene(tmp_path)
+    data = asdict(facts("aws-g5-xlarge")) | {"cpu_cores": "many"}
+    plays = FakePlays({"h01": outcome(results=described(json.dumps(data)))})
+    (found,) = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert "cpu_cores" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("state", "cause", "hint"),
+    [
+        (HostState.FAILED, "harness: Unpack: No space left on device", "free space on h01, then: fleet provision"),
+        (HostState.FAILED, "python_env: pip: no such package", "fleet provision"),
+        (HostState.NOT_READY, "on battery", "fix h01 as said, then: fleet check"),
+        (HostState.UNREACHABLE, "timed out", "fix h01 as said, then: fleet check"),
+    ],
+)
+def test_the_hint_fits_the_trouble(tmp_path: Path, state: HostState, cause: str, hint: str) -> None:
+    made = scene(tmp_path)
+    plays = FakePlays({"h01": outcome(state, cause=cause)})
+    (found,) = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert (found.state, found.cause, found.hint) == (state, cause, hint)
+
+
+def test_variables_change_with_what_is_wanted_only(tmp_path: Path) -> None:
+    made = scene(tmp_path)
+    first = provision.variables(made.session, made.campaign)
+    assert first == provision.variables(made.session, made.campaign)
+    assert Path(first["harness_archive"]).is_absolute()
+    assert first["preflight_python_env_digest"] == first["python_env_digest"]
+    assert any("torch==" in text for text in first["python_env_requirements"])
+    null = scene(tmp_path / "2", MINIMAL.replace("name: tiny-bert", "name: tiny-bert, backend: 'null'"))
+    other = provision.variables(null.session, null.campaign)
+    assert not any("torch==" in text for text in other["python_env_requirements"])
+    assert other["python_env_digest"] != first["python_env_digest"]
+    index = scene(tmp_path / "3", MINIMAL + "role_variables: {python_env_no_index: true}\n")
+    assert provision.variables(index.session, index.campaign)["python_env_digest"] != first["python_env_digest"]
+
+
+def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:
+    made = scene(tmp_path)
+    events = [
+        PlayEvent(host="h01", task="Validating arguments against arg spec main", kind="start", result={}),
+        PlayEvent(host="h01", task="Install the pinned packages", kind="start", result={}),
+        PlayEvent(host="h01", task="Install the pinned packages", kind="ok", result={}),
+    ]
+    watch = RecordingWatch()
+    provision.check(made.session, made.campaign, FakePlays(events=events), watch)
+    assert watch.lines == [("h01", "Install the pinned packages"), ("h01", "ready")]
