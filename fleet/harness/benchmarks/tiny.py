@@ -302,7 +302,7 @@ class TinyBert:
         }
 
     def features(self, index: int) -> Features:
-        """Sample `index`, tokenised: two int64 arrays of shape [length], 36 to 128.
+        """Sample `index`, tokenised: two int64 arrays of shape [length], 36 to 117.
 
         Raises IndexError when there is no such sample.
         """

@@ -1,0 +1,281 @@
+"""The command line as a script sees it: exit codes, stdout for data, words on stderr, never a traceback."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonschema
+import pytest
+from click.testing import CliRunner
+
+from fleet import session as sessions
+from fleet.cli.main import VERBS, cli, main
+from fleet.handoff import Plan, UnitRecord
+from fleet.terms import UnitState
+from tests.unit.fakes import MINIMAL, scene
+from tests.unit.results.session_files import Unit, spec
+
+TOP = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Fleet = Callable[..., Done]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Fleet]:
+    """Runs the command's entry point in an empty folder; an exception that is no exit fails the test."""
+    for name in ("FLEET_FILE", "FLEET_SESSIONS", "FLEET_SSH_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: str) -> Done:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fleet", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, said.out, said.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def by_itself(*arguments: str) -> Done:
+    """The real command in a process of its own."""
+    done = subprocess.run([sys.executable, "-m", "fleet", *arguments], capture_output=True, text=True, cwd=TOP, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_help_lists_the_verbs_in_the_order_of_use_and_fast() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = by_itself("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    listed = done.stdout.partition("Verbs, in the order of use:\n")[2]
+    assert [line.split()[0] for line in listed.splitlines() if re.match("  [a-z]", line)] == list(VERBS)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1  # CPU time: about 0.2 s
+
+
+def test_an_error_has_no_traceback_in_a_process_of_its_own() -> None:
+    done = by_itself("status", "--sessions", "no-such-folder")
+    assert done == Done(1, "", "fleet: no session in no-such-folder\nnext:  fleet bench\n")
+
+
+def test_help_imports_no_stage() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from fleet.cli.main import cli;"
+        "r = CliRunner().invoke(cli, ['--help']); assert r.exit_code == 0, r.output;"
+        "bad = {'pandas', 'ansible_runner', 'paramiko', 'pydantic', 'torch'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=TOP)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str) -> None:
+    for option in ("--help", "-h"):
+        done = CliRunner().invoke(cli, [verb, option])
+        assert done.exit_code == 0
+        assert done.output.startswith(f"Usage: cli {verb}")
+        assert len(done.output.splitlines()) > 3
+
+
+def test_version_and_unknown_verbs(fleet: Fleet) -> None:
+    assert fleet("--version").stdout.startswith("fleet, version ")
+    done = fleet("benhc")
+    assert done.returncode == 2
+    assert "benhc" in done.stderr
+    assert fleet("status", "--no-such-option").returncode == 2
+
+
+@pytest.mark.parametrize("verb", ["bench", "inventory", "check", "provision", "run"])
+def test_without_a_campaign_it_is_two_with_the_next_command(fleet: Fleet, tmp_path: Path, verb: str) -> None:
+    done = fleet(verb)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["fleet: fleet.yml: no such file", "next:  fleet init"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_campaign_is_two_and_starts_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yml").write_text(MINIMAL + "submiter: x\n", encoding="utf-8")
+    done = fleet("bench")
+    assert done.returncode == 2
+    assert "fleet.yml: submiter: unknown key, did you mean 'submitter'?" in done.stderr
+    assert "next:  edit fleet.yml" in done.stderr
+    assert not (tmp_path / "sessions").exists()
+
+
+@pytest.mark.parametrize("verb", ["status", "collect", "results", "report", "submission"])
+def test_without_a_session_it_is_one_with_the_next_command(fleet: Fleet, verb: str) -> None:
+    done = fleet(verb)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["fleet: no session in sessions", "next:  fleet bench"]
+
+
+def test_sessions_of_an_empty_folder(fleet: Fleet) -> None:
+    done = fleet("sessions")
+    assert done.returncode == 0
+    assert "0 sessions in sessions" in done.stdout
+    assert json.loads(fleet("sessions", "--json").stdout) == []
+
+
+def test_init_writes_a_campaign_once(fleet: Fleet, tmp_path: Path) -> None:
+    done = fleet("init", "--local")
+    assert done.returncode == 0
+    assert "next:  fleet bench --quick" in done.stderr
+    written = (tmp_path / "fleet.yml").read_text(encoding="utf-8")
+    assert "@HOST@" not in written
+    again = fleet("init")
+    assert again.returncode == 2
+    assert "fleet.yml exists already" in again.stderr
+    assert "next:  edit it, or: fleet init --force fleet.yml" in again.stderr
+    assert (tmp_path / "fleet.yml").read_text(encoding="utf-8") == written
+    assert fleet("init", "--force", "deep/other.yml").returncode == 0
+    assert (tmp_path / "deep" / "other.yml").is_file()
+    assert fleet("init", "--force").returncode == 0
+    assert (tmp_path / "fleet.yml").read_text(encoding="utf-8") != written
+
+
+def test_the_schema_on_stdout_is_a_schema(fleet: Fleet) -> None:
+    done = fleet("schema")
+    assert done.stderr == ""
+    jsonschema.Draft202012Validator.check_schema(json.loads(done.stdout))
+
+
+def planned(base: Path, state: UnitState, cause: str = "") -> None:
+    session = scene(base).session
+    one = spec("h01", Unit())
+    session.write(session.run / "plan.json", Plan(quick=True, units=(one,)))
+    session.write(
+        session.run / "units" / f"{one.unit}.json", UnitRecord(unit=one.unit, host="h01", state=state, cause=cause)
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [(UnitState.DONE, 0), (UnitState.FAILED, 3), (UnitState.RUNNING, 3), (UnitState.UNREACHABLE, 3)]
+)
+def test_status_says_where_units_stand(fleet: Fleet, tmp_path: Path, state: UnitState, code: int) -> None:
+    planned(tmp_path, state, "[red]\x1b[31mwhy")
+    done = fleet("status")
+    assert done.returncode == code
+    assert f"session s1: {int(code == 0)} of 1 units done" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "[red]?[31mwhy" in done.stdout
+    as_json = fleet("status", "--json")
+    assert as_json.returncode == code
+    assert [row["state"] for row in json.loads(as_json.stdout)] == [str(state)]
+    assert as_json.stderr == ""
+
+
+def test_status_before_run_names_what_is_missing(fleet: Fleet, tmp_path: Path) -> None:
+    scene(tmp_path)
+    done = fleet("status")
+    assert done.returncode == 1
+    assert "run/plan.json: missing in session s1" in done.stderr
+    assert "next:  " in done.stderr
+
+
+def test_sessions_lists_broken_ones_too(fleet: Fleet, tmp_path: Path) -> None:
+    planned(tmp_path, UnitState.DONE)
+    (tmp_path / "sessions" / "bad").mkdir()
+    (tmp_path / "sessions" / "bad" / "session.json").write_text("{", encoding="utf-8")
+    done = fleet("sessions", "--json")
+    rows = {row["session"]: row["units"] for row in json.loads(done.stdout)}
+    assert rows["s1"] == "1 of 1 units done"
+    assert rows["bad"].startswith("unreadable: ")
+
+
+def test_an_unknown_session_is_an_error_with_words(fleet: Fleet, tmp_path: Path) -> None:
+    planned(tmp_path, UnitState.DONE)
+    done = fleet("status", "--session", "nope")
+    assert done.returncode == 1
+    assert "not a fleet session" in done.stderr
+    assert "next:  fleet sessions" in done.stderr
+
+
+def test_submission_check_of_nothing_is_a_finding(fleet: Fleet, tmp_path: Path) -> None:
+    assert fleet("submission", "check").returncode == 1
+    planned(tmp_path, UnitState.DONE)
+    done = fleet("submission", "check")
+    assert done.returncode == 5
+    assert "there is no submission tree" in done.stdout
+    for arguments in (["submission", "check", "--json"], ["submission", "--json", "check"]):
+        as_json = fleet(*arguments)
+        assert as_json.returncode == 5
+        assert "no submission tree" in json.loads(as_json.stdout)[0]["message"]
+
+
+def test_a_session_in_use_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    planned(tmp_path, UnitState.DONE)
+    session = sessions.latest(tmp_path / "sessions")
+    assert session is not None
+    with session.locked():
+        done = fleet("results")
+    assert done.returncode == 1
+    assert f"in use by pid {os.getpid()}" in done.stderr
+
+
+def test_check_of_this_machine_for_real(fleet: Fleet, tmp_path: Path) -> None:
+    assert fleet("init", "--local").returncode == 0
+    text = (tmp_path / "fleet.yml").read_text(encoding="utf-8")
+    (tmp_path / "fleet.yml").write_text(f"{text}    python: {sys.executable}\nwork_dir: {tmp_path}/work\n", "utf-8")
+    done = fleet("check", "--json")
+    (row,) = json.loads(done.stdout)
+    assert done.returncode == (0 if row["state"] == "ready" else 3)
+    assert row["state"] in {"ready", "not-ready"}, row
+    assert not (tmp_path / "work").exists()
+    again = fleet("check")
+    assert "1 hosts ready" in again.stdout
+    assert len(list((tmp_path / "sessions").iterdir())) == 1
+
+
+def test_an_unreachable_host_is_named_and_the_code_is_three(fleet: Fleet, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text("Host h01\n  HostName 127.0.0.1\n  Port 1\n", encoding="utf-8")
+    (tmp_path / "fleet.yml").write_text(MINIMAL, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEET_SSH_CONFIG", str(config))
+        done = fleet("inventory", "--json")
+    assert done.returncode == 3
+    (row,) = json.loads(done.stdout)
+    assert (row["state"], row["host"]) == ("unreachable", "h01")
+    assert "127.0.0.1 port 1" in row["cause"]
+    assert row["hint"]
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="click ends with 1 on EPIPE before main sees it")
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "fleet", "schema"], stdout=closed, stderr=subprocess.PIPE, check=False,
+            cwd=TOP,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="a session name with / in it is a FileNotFoundError")
+def test_a_session_name_that_is_no_name_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yml").write_text(MINIMAL, encoding="utf-8")
+    assert fleet("check", "--session", "a/b").returncode in {1, 2}

@@ -1,0 +1,161 @@
+"""The query sample library and the system under test, without LoadGen."""
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet.harness import assets, loadgen
+from fleet.harness.backends import null
+from fleet.harness.contract import Scenario
+from fleet.harness.interfaces import Benchmark, Features
+from fleet.harness.qsl import Samples
+from fleet.harness.sut import SystemUnderTest, measure
+
+
+class Lengths:
+    """A benchmark whose sample `i` has i % 7 + 1 tokens, and whose response is that count."""
+
+    sample_count = 40
+    model_dir = Path("/nowhere")
+    model: dict[str, str] = {}  # noqa: RUF012 - shaped like Benchmark
+
+    def features(self, index: int) -> Features:
+        ids = np.full(index % 7 + 1, index, dtype=np.int64)
+        return Features(ids, np.zeros_like(ids))
+
+    def response(self, output: Any) -> bytes:
+        return bytes([len(output)])
+
+    def evaluate(self, accuracy_log: Path, sample_count: int) -> dict[str, float]:
+        raise NotImplementedError
+
+    def accuracy_text(self, metrics: dict[str, float]) -> str:
+        raise NotImplementedError
+
+
+class Recording:
+    """A backend that keeps the lengths of its batches."""
+
+    batch_size = 4
+    labels: tuple[str, ...] = ()
+    model: dict[str, str] = {}  # noqa: RUF012 - shaped like Backend
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def predict(self, samples: Sequence[Features]) -> list[Any]:
+        self.batches.append([len(sample.input_ids) for sample in samples])
+        return [np.zeros((len(sample.input_ids), 2), dtype=np.float32) for sample in samples]
+
+
+@pytest.fixture
+def completed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bytes]]:
+    """What would have gone to LoadGen."""
+    found: list[tuple[int, bytes]] = []
+    monkeypatch.setattr(loadgen, "complete", found.extend)
+    return found
+
+
+def loaded(benchmark: Benchmark, count: int = 40) -> Samples:
+    samples = Samples(benchmark)
+    samples.load(range(count))
+    return samples
+
+
+def test_samples_are_there_between_load_and_unload() -> None:
+    samples = Samples(Lengths())
+    samples.load([3, 5])
+    assert len(samples[5].input_ids) == 6
+    samples.unload([3, 9])
+    assert len(samples[5].input_ids) == 6
+    with pytest.raises(KeyError):
+        samples[3]
+
+
+def test_every_sample_is_answered_once_with_its_own_answer(completed: list[tuple[int, bytes]]) -> None:
+    backend = Recording()
+    sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), Scenario.OFFLINE)
+    sut.issue([(1000 + index, index) for index in range(30)])
+    sut.close()
+    assert sorted(completed) == [(1000 + index, bytes([index % 7 + 1])) for index in range(30)]
+    assert sut.done == 30
+    assert max(map(len, backend.batches)) == 4
+    assert [length for batch in backend.batches for length in batch] == sorted(index % 7 + 1 for index in range(30))
+
+
+def test_server_queries_are_batched_while_the_backend_works(completed: list[tuple[int, bytes]]) -> None:
+    backend, gate = Recording(), threading.Event()
+    predict = backend.predict
+    backend.predict = lambda samples: (gate.wait(5), predict(samples))[1]  # type: ignore[method-assign]
+    sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), Scenario.SERVER)
+    for index in range(11):
+        sut.issue([(index, index)])
+    time.sleep(0.05)
+    gate.set()
+    sut.close()
+    assert sorted(identifier for identifier, _ in completed) == list(range(11))
+    assert len(backend.batches) < 11
+    assert max(map(len, backend.batches)) == 4
+
+
+@pytest.mark.parametrize("scenario", [Scenario.SERVER, Scenario.OFFLINE])
+def test_an_error_answers_everything_and_comes_out_at_close(
+    completed: list[tuple[int, bytes]], scenario: Scenario
+) -> None:
+    backend = Recording()
+
+    def fail(_: Sequence[Features]) -> list[Any]:
+        raise MemoryError("no room")
+
+    backend.predict = fail  # type: ignore[method-assign]
+    sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), scenario)
+    sut.issue([(index, index) for index in range(9)])
+    with pytest.raises(MemoryError, match="no room"):
+        sut.close()
+    assert sorted(completed) == [(index, b"") for index in range(9)]
+
+
+def test_measure_follows_the_backends_latency() -> None:
+    backend = null.open(Lengths(), {"latency_ms": 10})
+    single = measure(Lengths(), backend, Scenario.SINGLE_STREAM, seconds=0.1)
+    assert 7.0 <= single["target_latency"] < 14
+    offline = measure(Lengths(), backend, Scenario.OFFLINE, seconds=0.1)
+    assert 1500 < offline["target_qps"] <= 1.2 * 40 / 0.010
+
+
+def test_the_null_backend_names_what_it_knows() -> None:
+    backend = null.open(Lengths(), {})
+    assert [output.shape for output in backend.predict([Lengths().features(4)])] == [(5, 2)]
+    assert backend.labels == ("simulated",)
+    with pytest.raises(ValueError, match="no option 'latency'; it has latency_ms"):
+        null.open(Lengths(), {"latency": 3})
+
+
+def test_assets_are_prepared_once_per_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Module:
+        @staticmethod
+        def prepare(name: str, folder: Path) -> dict[str, str]:
+            assert not (folder / ".complete").exists()
+            calls.append(name)
+            if len(calls) == 3:
+                raise ValueError("damaged")
+            return {}
+
+    monkeypatch.setitem(__import__("sys").modules, "fleet.harness.benchmarks.probe", Module)
+    assert assets.prepare(tmp_path, "b", "probe", "one") is True
+    assert assets.prepare(tmp_path, "b", "probe", "one") is False
+    assert assets.prepare(tmp_path, "b", "probe", "two") is True
+    with pytest.raises(ValueError, match="damaged"):
+        assets.prepare(tmp_path, "b", "probe", "three")
+    assert not (tmp_path / "assets" / "b" / ".complete").exists()
+    assert calls == ["b", "b", "b"]
