@@ -29,7 +29,7 @@ from fleet.session import Session
 from fleet.terms import HostState
 from fleet.watch import Watch
 
-POLL_FIRST_S, POLL_LAST_S = 1.0, 10.0
+POLL_FIRST_S, POLL_LAST_S = 1.0, 3.0
 """The poll interval grows from the first to the last while nothing ends."""
 STALE_S = 45.0
 """A running unit whose heartbeat is older, by its host's own clock, has lost its supervisor."""

@@ -134,13 +134,17 @@ def test_a_bad_range_is_refused_by_name(text: str) -> None:
     assert text in caught.value.message
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="campaign.expand returns the text when the range holds one name")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="campaign.expand returns the text when the range holds one name"
+)
 def test_a_range_of_one_expands() -> None:
     assert campaign.expand("gpu[05-05].lab", source="fleet.yml") == ["gpu05.lab"]
 
 
 @pytest.mark.xfail(
-    strict=True, raises=CampaignError, reason="_UniqueKeys constructs the merge key << and SafeLoader has no constructor for it"
+    strict=True,
+    raises=CampaignError,
+    reason="_UniqueKeys constructs the merge key << and SafeLoader has no constructor for it",
 )
 def test_merge_keys_are_yaml_too() -> None:
     text = MINIMAL.replace("hosts:", "hosts: [&one {name: h00, kind: laptop}, {<<: *one, name: h01}]\nx:").partition(
@@ -159,7 +163,9 @@ def test_an_impossible_date_is_refused() -> None:
     refusal(MINIMAL.replace("Example Lab", "2024-13-45"))
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="a scenario or mode listed twice makes two units of one name")
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="a scenario or mode listed twice makes two units of one name"
+)
 @pytest.mark.parametrize("key", ["scenarios: [Offline, Offline]", "modes: [accuracy, accuracy]"])
 def test_a_scenario_or_mode_listed_twice_is_refused(key: str) -> None:
     refusal(MINIMAL.replace("name: tiny-bert", f"name: tiny-bert, {key}"))

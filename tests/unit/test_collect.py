@@ -165,13 +165,17 @@ def test_another_run_spec_is_found(tmp_path: Path) -> None:
     assert "run_spec.json is not the one" in collect.verify(tmp_path / "u")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a manifest that lists nothing, with an empty spec_sha256, verifies")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="a manifest that lists nothing, with an empty spec_sha256, verifies"
+)
 def test_a_manifest_that_lists_nothing_is_found(tmp_path: Path) -> None:
     unit_folder(tmp_path / "u", files={}, spec_sha256="")
     assert collect.verify(tmp_path / "u")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="verify does not look for files that the manifest leaves out")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="verify does not look for files that the manifest leaves out"
+)
 def test_a_log_that_the_manifest_leaves_out_is_found(tmp_path: Path) -> None:
     manifest = unit_folder(tmp_path / "u")
     files = {name: value for name, value in manifest.files.items() if name != "mlperf_log_detail.txt"}
@@ -179,7 +183,9 @@ def test_a_log_that_the_manifest_leaves_out_is_found(tmp_path: Path) -> None:
     assert "mlperf_log_detail.txt" in collect.verify(tmp_path / "u")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="verify does not compare the manifest's unit with the folder it lies in")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="verify does not compare the manifest's unit with the folder it lies in"
+)
 def test_the_files_of_another_unit_are_found(tmp_path: Path) -> None:
     unit_folder(tmp_path / UNIT, unit="h02.tiny-bert.Offline.performance")
     assert collect.verify(tmp_path / UNIT)
@@ -251,7 +257,9 @@ def test_done_units_come_home_verified_and_only_once(tmp_path: Path) -> None:
     assert [list(request.hosts) for request in plays.requests] == [["h01"], []]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="collect keeps what is home although the unit ran again by another spec")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="collect keeps what is home although the unit ran again by another spec"
+)
 def test_a_unit_that_ran_again_by_another_spec_is_fetched_again(tmp_path: Path) -> None:
     session = planned(tmp_path, UNIT)
     unit_folder(tmp_path / "host" / UNIT)
@@ -324,7 +332,11 @@ def test_a_broken_archive_is_the_cause(tmp_path: Path, how: str) -> None:
     assert list((session.collect / ".incoming").iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, raises=(zlib.error, lzma.LZMAError), reason="zlib.error and LZMAError are none of the exceptions that _unpack expects")
+@pytest.mark.xfail(
+    strict=True,
+    raises=(zlib.error, lzma.LZMAError),
+    reason="zlib.error and LZMAError are none of the exceptions that _unpack expects",
+)
 @pytest.mark.parametrize("kind", ["w:gz", "w:xz"])
 def test_a_damaged_archive_is_the_cause_wherever_the_damage_is(tmp_path: Path, kind: str) -> None:
     session = planned(tmp_path, UNIT)
@@ -332,6 +344,7 @@ def test_a_damaged_archive_is_the_cause_wherever_the_damage_is(tmp_path: Path, k
     whole = packed(tmp_path / "whole.tar", member(f"{UNIT}/a", text), mode=kind).read_bytes()
     for place in range(0, len(whole), 997):
         damaged = whole[:place] + bytes(byte ^ 0xFF for byte in whole[place : place + 40]) + whole[place + 40 :]
+
         def during(request: PlayRequest, data: bytes = damaged) -> None:
             (Path(request.variables["collect_incoming"]) / "h01.tar").write_bytes(data)
 

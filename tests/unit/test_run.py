@@ -282,7 +282,9 @@ def test_parse_answer_survives_deep_nesting() -> None:
     assert run.parse_answer("1\nb\n" + "[" * 100_000)[2] == {}
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="_documents stops at the first broken status: later units look vanished")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="_documents stops at the first broken status: later units look vanished"
+)
 def test_parse_answer_goes_on_after_a_broken_status() -> None:
     text = answer(status("a")) + '{"unit": "x", "sta\n' + json.dumps(asdict(status("b")), indent=1)
     assert set(run.parse_answer(text)[2]) == {"a", "b"}
@@ -299,7 +301,7 @@ def test_a_folder_that_vanished_is_said(tmp_path: Path, connect: Connect) -> Non
 @pytest.mark.xfail(
     strict=True,
     raises=pytest.fail.Exception,
-    reason="a queued unit whose supervisor is gone (killed, rebooted) is never judged: run never returns"
+    reason="a queued unit whose supervisor is gone (killed, rebooted) is never judged: run never returns",
 )
 @pytest.mark.parametrize("boot", ["boot-1", "boot-2"])
 def test_queued_units_end_when_nobody_will_ever_run_them(
@@ -323,7 +325,9 @@ def test_queued_units_end_when_nobody_will_ever_run_them(
     assert found[UNIT].state.ended
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="_start looks hosts up in readiness without asking if it is there")
+@pytest.mark.xfail(
+    strict=True, raises=KeyError, reason="_start looks hosts up in readiness without asking if it is there"
+)
 def test_a_host_that_was_never_provisioned_gets_a_state(tmp_path: Path) -> None:
     made = scene(tmp_path, ONE_UNIT)
     added = Host(name="h02", kind=HostKind.SERVER, connection="ssh", address="h02")

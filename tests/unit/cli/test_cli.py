@@ -60,7 +60,9 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 def by_itself(*arguments: str) -> Done:
     """The real command in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "fleet", *arguments], capture_output=True, text=True, cwd=TOP, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet", *arguments], capture_output=True, text=True, cwd=TOP, check=False
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 

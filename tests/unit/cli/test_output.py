@@ -55,7 +55,10 @@ def test_titles_count_and_codes_follow() -> None:
     assert tables.hosts(hosts)[1][1] == ["b", "failed", "c", ""]
     assert tables.hosts_code(hosts) is ExitCode.MISSING
     assert tables.hosts_code(hosts[:1]) is ExitCode.OK
-    units = [UnitRecord(unit="u", host="a", state=UnitState.DONE), UnitRecord(unit="v", host="a", state=UnitState.QUEUED)]
+    units = [
+        UnitRecord(unit="u", host="a", state=UnitState.DONE),
+        UnitRecord(unit="v", host="a", state=UnitState.QUEUED),
+    ]
     assert tables.units_title(units) == "1 of 2 units done"
     assert tables.units_code(units) is ExitCode.MISSING
 

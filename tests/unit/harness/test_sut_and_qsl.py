@@ -115,7 +115,7 @@ def test_an_error_answers_everything_and_comes_out_at_close(
     def fail(_: Sequence[Features]) -> list[Any]:
         raise MemoryError("no room")
 
-    backend.predict = fail  # type: ignore[method-assign]
+    backend.predict = fail  # type: ignore[method-assign, assignment]
     sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), scenario)
     sut.issue([(index, index) for index in range(9)])
     with pytest.raises(MemoryError, match="no room"):
@@ -129,6 +129,16 @@ def test_measure_follows_the_backends_latency() -> None:
     assert 7.0 <= single["target_latency"] < 14
     offline = measure(Lengths(), backend, Scenario.OFFLINE, seconds=0.1)
     assert 1500 < offline["target_qps"] <= 1.2 * 40 / 0.010
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="MultiStream expects 8 single latencies; where 8 samples take as long as one, LoadGen runs out of queries",
+)
+def test_measure_of_multistream_asks_for_eight_samples_at_once() -> None:
+    backend = null.open(Lengths(), {"latency_ms": 10})
+    assert measure(Lengths(), backend, Scenario.MULTI_STREAM, seconds=0.1)["target_latency"] < 14
 
 
 def test_the_null_backend_names_what_it_knows() -> None:

@@ -25,7 +25,7 @@ def spec(unit: str = "u", **changes: Any) -> RunSpec:
 
 
 # What a process must do before fleet.harness.run: put the benchmark (and backends that fail) where they are looked for.
-PRELUDE = '''
+PRELUDE = """
 import json, sys, types
 from pathlib import Path
 import numpy as np
@@ -71,7 +71,7 @@ module("fleet.harness.benchmarks.probe", lambda name, assets: Probe())
 module("fleet.harness.backends.broken", lambda benchmark, options: Broken(options["after"]))
 module("fleet.harness.backends.short", lambda benchmark, options: Short(options["after"]))
 run.WARM_UP_SECONDS = {True: 0.1, False: 0.1}
-'''
+"""
 
 
 def folder_of(base: Path, value: RunSpec) -> Path:

@@ -99,7 +99,11 @@ def test_a_local_command_that_hangs_is_unreachable_in_time() -> None:
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="on a timeout only the shell is killed: use start_new_session and killpg")
+@pytest.mark.xfail(
+    strict=True,
+    raises=pytest.fail.Exception,
+    reason="on a timeout only the shell is killed: use start_new_session and killpg",
+)
 def test_a_local_command_that_hangs_leaves_no_process(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     with pytest.raises(Unreachable):

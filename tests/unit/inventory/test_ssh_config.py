@@ -99,7 +99,11 @@ def test_one_jump_needs_no_chain() -> None:
     assert "-J" not in shlex.split(ssh_config.resolve(host("one-hop")).proxy_command)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="ssh takes no user@host:port as destination; give -p, or ssh://user@host:port")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="ssh takes no user@host:port as destination; give -p, or ssh://user@host:port",
+)
 def test_a_jump_on_another_port_is_asked_there() -> None:
     found = asked(ssh_config.resolve(host("odd-port")).proxy_command)
     assert (found["user"], found["hostname"], found["port"]) == ("jo", "bastion", "2222")
@@ -116,7 +120,7 @@ def test_none_means_no_proxy() -> None:
 
 def test_a_broken_config_is_an_error_in_ssh_s_own_words(config: Path) -> None:
     config.write_text("Host a\n  NoSuchOption yes\n", encoding="utf-8")
-    with pytest.raises(FleetError, match="(?i)nosuchoption") as caught:
+    with pytest.raises(FleetError, match=r"(?i)nosuchoption") as caught:
         ssh_config.resolve(host("a"))
     assert caught.value.hint
 

@@ -60,12 +60,18 @@ def test_what_is_no_host_is_refused_by_name(hosts: str, said: str, tmp_path: Pat
     assert said in refusal(hosts, tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="re.match with $ lets a trailing newline into host names: use fullmatch")
+@pytest.mark.xfail(
+    strict=True,
+    raises=pytest.fail.Exception,
+    reason="re.match with $ lets a trailing newline into host names: use fullmatch",
+)
 def test_a_newline_is_no_part_of_a_host_name(tmp_path: Path) -> None:
     assert "is no host name" in refusal('- {name: "a\\n", kind: server}\n', tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="HOST_NAME has no length, HostPlan's max_length is used by nobody")
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="HOST_NAME has no length, HostPlan's max_length is used by nobody"
+)
 def test_a_name_too_long_for_a_file_is_refused(tmp_path: Path) -> None:
     assert "host name" in refusal(f"- {{name: {'a' * 300}, kind: server}}\n", tmp_path)
 
@@ -112,7 +118,11 @@ def test_files_that_include_each_other_end(ssh: Path) -> None:
     assert "other" in ssh_config.aliases("*")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="_files splits Include lines at a blank only; ssh takes tabs, = and quotes too")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="_files splits Include lines at a blank only; ssh takes tabs, = and quotes too",
+)
 @pytest.mark.parametrize("line", ["Include\t{file}", "Include={file}", 'Include "{file}"'])
 def test_include_is_read_as_ssh_reads_it(ssh: Path, line: str) -> None:
     more = ssh.parent / "more"
@@ -121,7 +131,9 @@ def test_include_is_read_as_ssh_reads_it(ssh: Path, line: str) -> None:
     assert ssh_config.aliases("extra") == ["extra"]
 
 
-@pytest.mark.xfail(strict=True, raises=ConfigParseError, reason="aliases lets paramiko's ConfigParseError through: a traceback")
+@pytest.mark.xfail(
+    strict=True, raises=ConfigParseError, reason="aliases lets paramiko's ConfigParseError through: a traceback"
+)
 def test_a_config_that_cannot_be_parsed_is_no_traceback(ssh: Path) -> None:
     ssh.write_text("Host a\n  nonsense\n", encoding="utf-8")
     with pytest.raises(CampaignError):

@@ -1,0 +1,312 @@
+"""Units under their supervisor, with real processes: a stand-in for the harness's own entry does what a unit says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fleet.harness import supervise
+from fleet.harness.contract import RunSpec, UnitState, UnitStatus, write_json
+from tests.unit.harness.units import TOP, queue, spec
+
+# Started as `python FOLDER verb …`, as the harness is; `run` does what the unit's user_conf says.
+ENTRY = f"""
+import os, sys, subprocess, time
+from pathlib import Path
+sys.path.insert(0, {str(TOP)!r})
+from fleet.harness import supervise
+supervise.BEAT_SECONDS, supervise.GRACE_SECONDS = 0.05, 1.0
+verb, *rest = sys.argv[1:]
+if verb == "supervise":
+    with open(Path(rest[0], "pids"), "a") as notes:
+        notes.write(f"{{os.getpid()}}\\n")
+    sys.exit(supervise.supervise(Path(rest[0]), rest[1]))
+from fleet.harness.contract import read_spec, write_json
+folder = Path(rest[0])
+spec = read_spec(folder / "run_spec.json")
+with open(Path(spec.work_dir, "pids"), "a") as notes:
+    notes.write(f"{{os.getpid()}}\\n")
+with open(Path(spec.work_dir, "order"), "a") as order:
+    order.write(f"+{{spec.unit}}\\n")
+(folder / "progress").write_text("7")
+exec(spec.user_conf)
+with open(Path(spec.work_dir, "order"), "a") as order:
+    order.write(f"-{{spec.unit}}\\n")
+write_json(folder / "manifest.json", {{}})
+"""
+
+CHILD = "child = subprocess.Popen(['sleep', '60']); Path(spec.work_dir, 'pids').open('a').write(f'{child.pid}\\n')\n"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A work folder whose supervisors run ENTRY; what they started and noted is ended afterwards."""
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    (entry / "__main__.py").write_text(ENTRY, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [str(entry)])
+    folder = tmp_path / "work"
+    folder.mkdir()
+    yield folder
+    for pid in pids(folder):
+        if ours(pid, tmp_path):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def pids(work: Path) -> list[int]:
+    notes = work / "pids"
+    return [int(line) for line in notes.read_text(encoding="ascii").split()] if notes.is_file() else []
+
+
+def ours(pid: int, folder: Path) -> bool:
+    """Whether a noted pid is still a process of this test and not somebody else's of the same number."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2][0]
+    except OSError:
+        return False
+    return state != "Z" and (str(folder) in line or line.startswith("sleep\0"))
+
+
+def unit(work: Path, name: str, does: str = "", **more: float) -> RunSpec:
+    return spec(name, work_dir=str(work), user_conf=does, **more)
+
+
+def status(work: Path, name: str) -> UnitStatus:
+    found = supervise.read_status(work / "runs" / "s" / name)
+    assert found is not None
+    return found
+
+
+def wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def ended(work: Path, *names: str) -> Callable[[], bool]:
+    return lambda: all(status(work, name).state.ended for name in names)
+
+
+def running(work: Path, name: str) -> Callable[[], bool]:
+    return lambda: status(work, name).samples_done == 7 and status(work, name).state is UnitState.RUNNING
+
+
+def idle(work: Path) -> Callable[[], bool]:
+    """No noted process is left, supervisors included."""
+    return lambda: not [pid for pid in pids(work) if ours(pid, work.parent)]
+
+
+def lines(work: Path) -> list[str]:
+    return (work / "order").read_text(encoding="ascii").split()
+
+
+def test_units_run_one_after_another_in_the_order_given(work: Path) -> None:
+    specs = [unit(work, name, "time.sleep(0.1)") for name in ("b", "a", "c")]
+    answer = supervise.start(work, queue(*specs))
+    assert answer == {"queued": ["b", "a", "c"], "kept": [], "running": []}
+    wait(ended(work, "a", "b", "c"))
+    assert lines(work) == ["+b", "-b", "+a", "-a", "+c", "-c"]
+    found = status(work, "c")
+    assert (found.state, found.cause, found.samples_done) == (UnitState.DONE, "", 7)
+    assert found.boot_id == supervise.boot_id()
+    assert found.started_at is not None
+    assert found.ended_at is not None
+    assert found.started_at <= found.ended_at
+
+
+def test_a_done_unit_is_kept_and_a_changed_or_failed_one_starts_over(work: Path) -> None:
+    first = [unit(work, "same"), unit(work, "changed"), unit(work, "failed", "sys.exit(3)")]
+    supervise.start(work, queue(*first))
+    wait(ended(work, "same", "changed", "failed"))
+    assert status(work, "failed").state is UnitState.FAILED
+    assert status(work, "failed").cause == "harness ended with 3, see harness.log"
+    kept = (work / "runs" / "s" / "same" / "manifest.json").stat().st_mtime_ns
+    stray = work / "runs" / "s" / "changed" / "stray"
+    stray.touch()
+    again = [unit(work, "same"), unit(work, "changed", "pass"), unit(work, "failed", "pass")]
+    answer = supervise.start(work, queue(*again))
+    assert answer == {"queued": ["changed", "failed"], "kept": ["same"], "running": []}
+    wait(ended(work, "changed", "failed"))
+    assert not stray.exists()
+    assert (work / "runs" / "s" / "same" / "manifest.json").stat().st_mtime_ns == kept
+    assert status(work, "failed").state is UnitState.DONE
+
+
+def test_a_running_unit_is_left_alone(work: Path) -> None:
+    one = unit(work, "one", "while not Path(spec.work_dir, 'go').exists(): time.sleep(0.02)")
+    supervise.start(work, queue(one))
+    wait(running(work, "one"))
+    assert supervise.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"]}
+    (work / "go").touch()
+    wait(ended(work, "one"))
+    wait(idle(work))
+    assert lines(work) == ["+one", "-one"]
+
+
+def test_two_supervisors_never_run_units_at_once(work: Path) -> None:
+    for name in ("a", "b", "c"):
+        supervise.start(work, {**queue(unit(work, name, "time.sleep(0.2)")), "session": f"s-{name}"})
+    folders = [work / "runs" / f"s-{name}" / name for name in "abc"]
+
+    def over() -> bool:
+        return all((found := supervise.read_status(folder)) is not None and found.state.ended for folder in folders)
+
+    wait(over)
+    found = lines(work)
+    assert len(found) == 6
+    assert all(
+        first[0] == "+" and second == "-" + first[1:] for first, second in zip(found[::2], found[1::2], strict=True)
+    )
+
+
+def test_past_its_deadline_a_unit_is_stopped_with_all_its_processes(work: Path) -> None:
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + CHILD + "time.sleep(60)"
+    supervise.start(work, queue(unit(work, "slow", stubborn, deadline_s=0.5), unit(work, "next")))
+    wait(ended(work, "slow", "next"))
+    found = status(work, "slow")
+    assert (found.state, found.cause) == (UnitState.TIMEOUT, "stopped after its deadline of 0 s")
+    assert status(work, "next").state is UnitState.DONE
+    wait(idle(work), 5)
+
+
+def test_a_child_that_outlives_its_unit_is_ended(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", CHILD)))
+    wait(ended(work, "one"))
+    wait(idle(work), 5)
+    assert status(work, "one").state is UnitState.DONE
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("SIGKILL", "killed by SIGKILL: out of memory?"),
+        ("SIGSEGV", "killed by SIGSEGV"),
+        ("SIGABRT", "killed by SIGABRT"),
+    ],
+)
+def test_a_killed_unit_says_by_which_signal(work: Path, name: str, cause: str) -> None:
+    does = f"import resource, signal; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.kill(os.getpid(), signal.{name})"
+    supervise.start(work, queue(unit(work, "one", does)))
+    wait(ended(work, "one"))
+    found = status(work, "one")
+    assert (found.state, found.cause) == (UnitState.FAILED, cause)
+
+
+def test_an_error_the_harness_wrote_is_the_cause(work: Path) -> None:
+    does = "write_json(folder / 'error.json', {'cause': 'ValueError: no weights'}); sys.exit(1)"
+    supervise.start(work, queue(unit(work, "one", does)))
+    wait(ended(work, "one"))
+    assert status(work, "one").cause == "ValueError: no weights"
+
+
+def test_success_without_a_manifest_is_none(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", "sys.exit(0)")))
+    wait(ended(work, "one"))
+    assert status(work, "one").state is UnitState.FAILED
+
+
+def test_cancel_stops_the_running_unit_and_the_queue(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", CHILD + "time.sleep(60)"), unit(work, "two")))
+    wait(running(work, "one"))
+    assert supervise.cancel(work, "s") is True
+    wait(ended(work, "one", "two"))
+    assert {(status(work, name).state, status(work, name).cause) for name in ("one", "two")} == {
+        (UnitState.INTERRUPTED, "cancelled")
+    }
+    wait(idle(work), 5)
+    assert lines(work) == ["+one"]
+    assert supervise.cancel(work, "unknown") is False
+    supervise.start(work, queue(unit(work, "two")))
+    wait(lambda: status(work, "two").state is UnitState.DONE)
+
+
+def test_a_stopped_supervisor_leaves_nothing_running_and_says_so(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", CHILD + "time.sleep(60)"), unit(work, "two")))
+    wait(running(work, "one"))
+    supervisor = pids(work)[0]
+    assert supervisor != status(work, "one").pid
+    os.kill(supervisor, signal.SIGTERM)
+    wait(ended(work, "one", "two"))
+    assert {(status(work, name).state, status(work, name).cause) for name in ("one", "two")} == {
+        (UnitState.INTERRUPTED, "the supervisor was stopped")
+    }
+    wait(idle(work), 5)
+
+
+def test_a_killed_supervisors_unit_starts_over_with_the_next(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervise.start(work, queue(unit(work, "one", "time.sleep(60)")))
+    wait(running(work, "one"))
+    for pid in pids(work):
+        os.kill(pid, signal.SIGKILL)
+    wait(idle(work), 5)
+    assert status(work, "one").state is UnitState.RUNNING
+    monkeypatch.setattr(supervise, "BEAT_SECONDS", 0.001)  # a heartbeat counts as fresh for 30 of them
+    time.sleep(0.1)
+    assert supervise.start(work, queue(unit(work, "one", "pass")))["queued"] == ["one"]
+    wait(lambda: status(work, "one").state is UnitState.DONE)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a killed supervisor's unit goes on beside its successor's: end the recorded pid's group before starting over",
+)
+def test_the_unit_of_a_killed_supervisor_does_not_run_beside_the_next(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervise.start(work, queue(unit(work, "one", "time.sleep(60)")))
+    wait(running(work, "one"))
+    supervisor, first = pids(work)
+    os.kill(supervisor, signal.SIGKILL)
+    wait(lambda: not ours(supervisor, work.parent))
+    monkeypatch.setattr(supervise, "BEAT_SECONDS", 0.001)  # a heartbeat counts as fresh for 30 of them
+    time.sleep(0.1)
+    supervise.start(work, queue(unit(work, "one", "pass")))
+    wait(lambda: status(work, "one").state is UnitState.DONE)
+    assert not ours(first, work.parent)
+
+
+def test_a_queue_that_asks_for_another_schema_is_refused(work: Path) -> None:
+    with pytest.raises(ValueError, match="schema 9, this harness reads 1"):
+        supervise.start(work, queue(spec("one", work_dir=str(work), schema=9)))
+
+
+def test_a_status_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    for text in ("", "{", "[]", '{"unit": "u"}', '{"unit": "u", "state": "flying"}'):
+        (tmp_path / "status.json").write_text(text, encoding="utf-8")
+        assert supervise.read_status(tmp_path) is None
+    write_json(tmp_path / "status.json", UnitStatus(unit="u", state=UnitState.QUEUED))
+    assert supervise.read_status(tmp_path) == UnitStatus(unit="u", state=UnitState.QUEUED)
+
+
+def test_pack_takes_the_units_that_are_there(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one")))
+    wait(ended(work, "one"))
+    path = supervise.pack(work, "s", ["one", "gone"])
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+    assert {"one/run_spec.json", "one/status.json", "one/manifest.json"} <= set(names)
+    assert not [name for name in names if name.startswith("gone")]
+
+
+def test_the_command_line_takes_a_queue_from_stdin(work: Path) -> None:
+    # The harness's own entry this time, with the null backend's module missing: a unit that fails by itself.
+    value = spec("one", work_dir=str(work), module="no_such_module", loadgen_version="6.0.17")
+    done = subprocess.run(
+        [sys.executable, "-m", "fleet.harness", "start", str(work)],
+        input=json.dumps(queue(value)), capture_output=True, text=True, cwd=TOP, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"queued": ["one"], "kept": [], "running": []}
+    wait(ended(work, "one"))
+    assert "no_such_module" in status(work, "one").cause
