@@ -25,7 +25,7 @@ def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bo
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.hosts_title(found), *tables.hosts(found))
+        output.print_hosts(found, *tables.hosts(found), tables.hosts_title(found))
         for item in found:
             for text in [*item.warnings, *(f"cannot run {name}: {why}" for name, why in item.cannot.items())]:
                 output.say(f"{item.host}: {text}")

@@ -24,6 +24,6 @@ def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bo
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.hosts_title(found), *tables.hosts(found))
+        output.print_hosts(found, *tables.hosts(found), tables.hosts_title(found))
         output.say(f"inventory: {session.inventory / 'hosts.yml'}")
     return tables.hosts_code(found)

@@ -25,7 +25,7 @@ PLAIN_SECONDS = 15.0
 
 def console(*, err: bool = False) -> Console:
     """A console that knows NO_COLOR and terminals."""
-    return Console(stderr=err, highlight=False, soft_wrap=not (sys.stderr if err else sys.stdout).isatty())
+    return Console(stderr=err, highlight=False)
 
 
 def print_json(value: Any) -> None:
@@ -53,8 +53,16 @@ def _printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """A line for the person watching, on stderr."""
-    console(err=True).print(Text(_printable(text)))
+    """A line for the person watching, on stderr; never wrapped, so that a command in it can be pasted."""
+    console(err=True).print(Text(_printable(text)), soft_wrap=True)
+
+
+def print_hosts(found: Sequence[Any], columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """A table of hosts, then what each of them needs next."""
+    print_table(title, columns, rows)
+    for item in found:
+        if item.hint:
+            say(f"{item.host}: next: {item.hint}")
 
 
 def show(text: str) -> None:

@@ -25,10 +25,6 @@ def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bo
     if as_json:
         output.print_json(found)
     else:
-        columns, rows = tables.hosts(found)
-        changed = [str(item.changed) for item in found]
-        output.print_table(
-            tables.hosts_title(found), ["host", "state", "changed", *columns[2:]],
-            [[*row[:2], count, *row[2:]] for row, count in zip(rows, changed, strict=True)],
-        )  # fmt: skip
+        rows = [[item.host, str(item.state), str(item.changed), item.cause] for item in found]
+        output.print_hosts(found, ["host", "state", "changed", "cause"], rows, tables.hosts_title(found))
     return tables.hosts_code(found)

@@ -4,13 +4,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fleet.errors import ExitCode
-from fleet.terms import HostState, Mode, UnitState
+from fleet.terms import HostState, Mode, Scenario, UnitState
 
 
 def hosts(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for anything with host, state, cause and hint."""
-    rows = [[item.host, str(item.state), item.cause, item.hint] for item in items]
-    return ["host", "state", "cause", "next"], rows
+    """Columns and rows for anything with host, state and cause."""
+    return ["host", "state", "cause"], [[item.host, str(item.state), item.cause] for item in items]
 
 
 def hosts_title(items: Sequence[Any]) -> str:
@@ -59,7 +58,8 @@ def results(found: Any) -> tuple[list[str], list[list[str]]]:
 def _performance(unit: Any) -> tuple[str, str]:
     if unit is None or unit.summary is None or unit.summary.metric is None:
         return "-", "-"
-    p99 = unit.summary.latencies_ns.get("99.00")
+    # Offline sends one query: its latencies are the length of the run.
+    p99 = unit.summary.latencies_ns.get("99.00") if unit.scenario is not Scenario.OFFLINE else None
     return f"{unit.summary.metric.value:.4g} {unit.summary.metric.unit}", f"{p99 / 1e6:.4g}" if p99 else "-"
 
 
