@@ -9,15 +9,28 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fleet import content
 from fleet.errors import CampaignError
 from fleet.mlperf import rules
 from fleet.terms import Availability, Category, Division, HostKind, Mode, Scenario
 
-HOST_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 """Names become file names on both sides, so nothing else is let in."""
+HOST_NAME_LIMIT = 120
+"""Characters: a unit's file name holds the host's, the benchmark's, the scenario's and the mode's."""
+RANGE_LIMIT = 10_000
+"""Hosts in one range: a slip of the finger must not fill the memory."""
 
 
 class Strict(BaseModel):
@@ -65,6 +78,13 @@ class BenchmarkEntry(Strict):
     modes: tuple[Mode, ...] = Field((Mode.ACCURACY, Mode.PERFORMANCE), min_length=1)
     user_conf: dict[Scenario, LoadgenSettings] = {}
 
+    @field_validator("scenarios", "modes")
+    @classmethod
+    def _once(cls, listed: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name in listed if listed.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is listed twice")
+        return listed
+
 
 class RunSettings(Strict):
     """How long units may take and when a host counts as lost."""
@@ -96,13 +116,6 @@ class HostEntry(Strict):
         if len(given) != 1:
             raise ValueError("give exactly one of name, file and ssh_config")
         return self
-
-
-class HostPlan(Strict):
-    """One host as the campaign names it, ranges already expanded."""
-
-    name: str = Field(pattern=HOST_NAME, max_length=200)
-    entry: HostEntry
 
 
 class Campaign(Strict):
@@ -173,7 +186,7 @@ def load_text(text: str, source: str) -> Campaign:
     """
     try:
         data = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader that also refuses repeated keys
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
         raise CampaignError(f"{where}: {getattr(error, 'problem', None) or error}", hint=f"edit {source}") from error
@@ -192,6 +205,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
@@ -223,10 +238,12 @@ def expand(text: str, *, source: str) -> list[str]:
     Raises CampaignError for a malformed range.
     """
     try:
-        names = list(NodeSet(text, resolver=RESOLVER_NOGROUP))
+        nodes = NodeSet(text, resolver=RESOLVER_NOGROUP)
     except NodeSetException as error:
         raise CampaignError(f"{source}: host range {text!r}: {error}", hint=f"edit {source}") from error
-    return names if len(names) > 1 else [text]
+    if len(nodes) > RANGE_LIMIT:
+        raise CampaignError(f"{source}: host range {text!r}: more than {RANGE_LIMIT} hosts", hint=f"edit {source}")
+    return list(nodes) or [text]
 
 
 def schema() -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Bring finished units home and hold every file to the manifest. What comes from a host is not trusted."""
 
 import hashlib
+import lzma
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleet import handoff
 from fleet.handoff import Collected, CollectedFile, UnitRecord
-from fleet.harness.contract import FileEntry, RunManifest, UnitState
+from fleet.harness.contract import FileEntry, RunManifest, RunSpec, UnitState, read_spec
 from fleet.inventory import ssh_config
 from fleet.plays import HostOutcome, PlayRequest, Plays
 from fleet.session import Session
@@ -28,7 +30,7 @@ def collect(session: Session, plays: Plays, watch: Watch) -> dict[str, Collected
     wanted: dict[str, list[str]] = {}
     for spec in handoff.plan(session).units:
         record = known.get(spec.unit)
-        if spec.unit in found and found[spec.unit].complete:
+        if spec.unit in found and found[spec.unit].complete and _is_of(session, found[spec.unit], spec):
             continue
         if record is not None and record.status is not None and record.state.ended:
             wanted.setdefault(spec.host, []).append(spec.unit)
@@ -41,6 +43,14 @@ def collect(session: Session, plays: Plays, watch: Watch) -> dict[str, Collected
         watch.host(host, f"{sum(found[unit].complete for unit in units)} of {len(units)} units verified", ended=True)
     session.write(session.collect / "collected.json", CollectedFile(units=found))
     return found
+
+
+def _is_of(session: Session, home: Collected, spec: RunSpec) -> bool:
+    """Whether what is home was made for this very spec: a unit may have run again since."""
+    try:
+        return handoff.same_run(read_spec(session.root / home.folder / "run_spec.json"), spec)
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _fetch(session: Session, plays: Plays, watch: Watch, wanted: dict[str, list[str]]) -> dict[str, HostOutcome]:
@@ -71,7 +81,7 @@ def _unpack(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         unpack(archive, staging, units)
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         cause = f"the archive it sent cannot be used: {error}"
         return {unit: Collected(folder="", complete=False, cause=cause) for unit in units}
@@ -86,7 +96,7 @@ def _unpack(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         source.replace(target)
-        cause = verify(target) if known[unit].state is UnitState.DONE else known[unit].cause
+        cause = verify(target) if known[unit].state is UnitState.DONE else known[unit].cause or str(known[unit].state)
         folder = target.relative_to(session.root).as_posix()
         found[unit] = Collected(folder=folder, complete=not cause, cause=cause)
     shutil.rmtree(staging, ignore_errors=True)
@@ -122,10 +132,19 @@ def verify(folder: Path) -> str:
         return "it has no manifest.json"
     except (ValidationError, OSError) as error:
         return f"manifest.json cannot be read: {str(error).splitlines()[0]}"
-    found = next(filter(None, (_difference(folder, name, entry) for name, entry in manifest.files.items())), "")
-    if not found and manifest.files.get("run_spec.json", FileEntry(sha256="", size=0)).sha256 != manifest.spec_sha256:
+    if manifest.unit != folder.name:
+        return f"manifest.json is of {manifest.unit!r}"
+    if "run_spec.json" not in manifest.files or manifest.files["run_spec.json"].sha256 != manifest.spec_sha256:
         return "run_spec.json is not the one the manifest was written for"
-    return found
+    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if unlisted := sorted(name for name in here - set(manifest.files) if not _is_supervisors(name)):
+        return f"{unlisted[0]} is not in the manifest"
+    return next(filter(None, (_difference(folder, name, entry) for name, entry in manifest.files.items())), "")
+
+
+def _is_supervisors(name: str) -> bool:
+    """Files that go on changing after the manifest was written, and the manifest itself."""
+    return name in {"manifest.json", "status.json", "progress"} or name.endswith(".partial")
 
 
 def _difference(folder: Path, name: str, entry: FileEntry) -> str:

@@ -1,6 +1,6 @@
 """What one stage leaves for the next: the types of the session's files, and reading them back. No logic."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fleet.harness.contract import RunSpec, UnitState, UnitStatus
 from fleet.session import Session
@@ -71,6 +71,11 @@ class CollectedFile:
 
     units: dict[str, Collected]
     schema: int = 1
+
+
+def same_run(one: RunSpec, other: RunSpec) -> bool:
+    """Whether two specs ask for the same measurement: where fleet's folder lies on the host makes no difference."""
+    return replace(one, work_dir="") == replace(other, work_dir="")
 
 
 def readiness(session: Session) -> tuple[Readiness, ...]:

@@ -45,10 +45,7 @@ def make_ready(outing: Outing) -> Any:
 
 def measure(outing: Outing) -> Any:
     """Run LoadGen on the hosts that are ready."""
-    return run.run(
-        outing.session, outing.campaign, outing.plays, outing.watch,
-        base=outing.base, source=outing.source, quick=outing.quick,
-    )  # fmt: skip
+    return run.run(outing.session, outing.campaign, outing.plays, outing.watch, quick=outing.quick)
 
 
 def bring_home(outing: Outing) -> Any:

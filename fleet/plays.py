@@ -5,6 +5,7 @@ unreachable host and a batch that never ran look alike in ansible-runner's statu
 """
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ def environment(ssh_arguments: Sequence[str], hosts: int) -> dict[str, str]:
         "ANSIBLE_CONFIG": str(content.root() / "playbooks" / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(content.root() / "roles"),
         "ANSIBLE_FORKS": str(max(4, min(hosts, 4 * cores))),
-        "ANSIBLE_SSH_ARGS": " ".join([keepalive, *ssh_arguments]),
+        "ANSIBLE_SSH_ARGS": f"{keepalive} {shlex.join(ssh_arguments)}",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 
@@ -143,7 +144,7 @@ def _digest(
         return
     kind = _KINDS.get(name)
     outcome = outcomes.get(data.get("host", ""))
-    if name == "runner_item_on_failed" and outcome is not None:
+    if name == "runner_item_on_failed" and outcome is not None and not data.get("ignore_errors"):
         # The task itself will only say that an item failed.
         outcome.cause = _cause(data, data.get("res") or {})
     if kind is None or outcome is None:

@@ -10,6 +10,7 @@ plays/                 ansible-runner's own files, for when something went wrong
 import json
 import os
 import platform
+import re
 import secrets
 import socket
 import time
@@ -28,6 +29,7 @@ from fleet.errors import SessionError
 from fleet.harness.contract import write_json
 
 SCHEMA = 1
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 T = TypeVar("T")
 
 
@@ -97,6 +99,8 @@ class Session:
             data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SessionError(f"{self.root}: not a fleet session ({error})", hint="fleet sessions") from error
+        if not isinstance(data, dict):
+            raise SessionError(f"{path}: not a fleet session (no mapping)", hint="fleet sessions")
         if data.get("schema") != SCHEMA:
             raise SessionError(
                 f"{path}: schema {data.get('schema')}, this fleet reads {SCHEMA}",
@@ -166,6 +170,8 @@ def _owner_text(path: Path) -> str:
 
 def create(base: Path, campaign_text: str, *, name: str | None = None, campaign_file: Path | None = None) -> Session:
     """Make a new session folder under `base`, named by UTC time unless `name` says otherwise."""
+    if name is not None and not re.fullmatch(NAME, name):
+        raise SessionError(f"{name!r} is no session name", hint="letters, digits, '.', '_' and '-', as in 2026-spring")
     now = datetime.now(UTC)
     base.mkdir(parents=True, exist_ok=True)
     for attempt in range(100):

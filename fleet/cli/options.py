@@ -1,6 +1,7 @@
 """Options that several verbs share, and how they find the session and the campaign."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ def existing(base: Path, session_id: str | None) -> Session:
     Raises SessionError when there is none.
     """
     if session_id:
+        if not re.fullmatch(sessions.NAME, session_id):
+            raise SessionError(f"{session_id!r} is no session name", hint="fleet sessions")
         session = Session(base / session_id)
         session.about()
         return session

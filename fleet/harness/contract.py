@@ -117,6 +117,16 @@ class UnitStatus:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorBeat:
+    """`supervisor.json`: somebody on the host works on a session's queue, or waits for its turn to."""
+
+    pid: int
+    boot_id: str
+    heartbeat_at: float
+    schema: int = SCHEMA
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
     """One file of a unit's folder."""
 

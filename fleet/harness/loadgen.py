@@ -13,6 +13,8 @@ from fleet.harness.contract import Mode, RunSpec, Scenario
 EMBEDDED_CONF_AND_USER_CONF = 1
 """FromConfig's conf_type that loads the mlperf.conf compiled into the wheel, with its seeds, and then user.conf."""
 
+MULTI_STREAM_SAMPLES = 8
+"""samples_per_query of MultiStream in every round's mlperf.conf."""
 Query = Sequence[tuple[int, int]]
 """Samples issued together: (LoadGen's response id, index in the QSL)."""
 Response = tuple[int, bytes]
@@ -94,16 +96,14 @@ def user_conf(spec: RunSpec, measured: dict[str, float]) -> str:
 
 
 def wanted_measurements(scenario: Scenario, latency_s: float, rate: float) -> dict[str, float]:
-    """What LoadGen must be told about the system before a run, from one sample's latency and the batch rate.
+    """What LoadGen must be told about the system before a run, from one query's latency and the batch rate.
 
     SingleStream and MultiStream expect a latency in ms; too high a one makes LoadGen run out of queries before its
     minimum duration, hence the factor below 1. Offline sends 1.1 x duration x target_qps samples in one query, which
     must last the whole duration, hence the factor above 1 (mlperf-facts, section 6).
     """
-    if scenario is Scenario.SINGLE_STREAM:
+    if scenario in {Scenario.SINGLE_STREAM, Scenario.MULTI_STREAM}:
         return {"target_latency": 0.7 * latency_s * 1000}
-    if scenario is Scenario.MULTI_STREAM:
-        return {"target_latency": 0.7 * 8 * latency_s * 1000}
     if scenario is Scenario.OFFLINE:
         return {"target_qps": 1.2 * rate}
     return {"target_qps": 0.5 / latency_s}

@@ -17,21 +17,19 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fleet.harness.contract import RunSpec, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
 
 BEAT_SECONDS = 1.0
+FRESH_SECONDS = 30.0
+"""A running unit whose status is older has lost its supervisor."""
 GRACE_SECONDS = 10.0
 """Between SIGTERM and SIGKILL."""
-
-
-class _Stopped(Exception):  # noqa: N818 - a wish, not a mistake
-    """The supervisor was asked to stop by a signal."""
 
 
 def boot_id() -> str:
@@ -45,8 +43,8 @@ def boot_id() -> str:
 def start(work: Path, queue: dict[str, Any]) -> dict[str, list[str]]:
     """Take `queue` = {"session": …, "specs": […]} and see that a supervisor works on it.
 
-    A unit that is done by the same spec is kept, one that is queued or running is left alone, and any other
-    starts over in a fresh folder. Returns unit names under `queued`, `kept` and `running`.
+    A unit that is done, queued or running by the same spec is left alone, and any other starts over in a fresh
+    folder. Returns unit names under `queued`, `kept` and `running`.
     """
     session = work / "runs" / str(queue["session"])
     session.mkdir(parents=True, exist_ok=True)
@@ -71,9 +69,8 @@ def start(work: Path, queue: dict[str, Any]) -> dict[str, list[str]]:
 
 def _entry() -> str:
     """The harness as started, its links resolved: a later provision must not swap the code under a running session."""
-    return (
-        str(Path(sys.argv[0]).resolve()) if Path(sys.argv[0]).is_dir() else str(Path(__file__).with_name("__main__.py"))
-    )
+    started = Path(sys.argv[0])
+    return str(started.resolve() if started.is_dir() else Path(__file__).with_name("__main__.py"))
 
 
 def _take(session: Path, unit: str, data: dict[str, Any]) -> str:
@@ -82,8 +79,11 @@ def _take(session: Path, unit: str, data: dict[str, Any]) -> str:
     text = json.dumps(data, indent=1, sort_keys=True) + "\n"
     if status is not None:
         same = _digest(folder / "run_spec.json") == hashlib.sha256(text.encode()).hexdigest()
-        if status.state is UnitState.DONE and same and (folder / "manifest.json").is_file():
+        if same and status.state is UnitState.DONE and (folder / "manifest.json").is_file():
             return "kept"
+        if same and status.state is UnitState.QUEUED:
+            write_json(folder / "status.json", replace(status, heartbeat_at=time.time(), boot_id=boot_id()))
+            return "queued"
         if status.state is UnitState.RUNNING and _alive(status):
             return "running"
     if folder.exists():
@@ -91,7 +91,10 @@ def _take(session: Path, unit: str, data: dict[str, Any]) -> str:
     folder.mkdir()
     (folder / "run_spec.json").write_text(text, encoding="utf-8")
     spec = read_spec(folder / "run_spec.json")
-    write_json(folder / "status.json", UnitStatus(unit=unit, state=UnitState.QUEUED, expected_s=spec.expected_s))
+    queued = UnitStatus(
+        unit=unit, state=UnitState.QUEUED, expected_s=spec.expected_s, heartbeat_at=time.time(), boot_id=boot_id()
+    )
+    write_json(folder / "status.json", queued)
     return "queued"
 
 
@@ -106,7 +109,7 @@ def read_status(folder: Path) -> UnitStatus | None:
 
 def _alive(status: UnitStatus) -> bool:
     """Whether a supervisor of this boot still writes the status."""
-    fresh = status.heartbeat_at is not None and time.time() - status.heartbeat_at < 30 * BEAT_SECONDS
+    fresh = status.heartbeat_at is not None and time.time() - status.heartbeat_at < FRESH_SECONDS
     return fresh and status.boot_id == boot_id()
 
 
@@ -130,81 +133,164 @@ def _read_order(session: Path) -> list[str]:
 
 
 def supervise(work: Path, session_name: str) -> int:
-    """Run a session's queued units one after another; 0 when none is left."""
-    session = work / "runs" / session_name
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _on_signal)
-    with _locked(work / "supervisor.lock"):
-        while (folder := _next(session)) is not None:
+    """Run a session's queued units one after another; 0 when none is left, 1 when it was told to stop."""
+    return Supervisor(work, session_name).work_off()
+
+
+class Supervisor:
+    """Works off one session's queue. Signals only set a flag, so that none of them can tear a unit from its end."""
+
+    def __init__(self, work: Path, session_name: str) -> None:
+        self._session = work / "runs" / session_name
+        self._lock_path = work / "supervisor.lock"
+        self._stopping = False
+        self._beaten = 0.0
+
+    def work_off(self) -> int:
+        """Wait for the host, then run what is queued."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        with self._lock_path.open("a+", encoding="utf-8") as lock:
+            if self._wait_for(lock.fileno()):
+                while not self._stopping and (folder := self._next()) is not None:
+                    try:
+                        self._run_unit(folder, lock.fileno())
+                    except (OSError, ValueError) as error:
+                        self._fail(folder, f"{type(error).__name__}: {error}")
+            if self._stopping:
+                with _locked(self._session / "queue.lock"):
+                    self._interrupt_queued("the supervisor was stopped")
+        return int(self._stopping)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._stopping = True
+
+    def _beat(self) -> None:
+        """Say that somebody works on the queue, about once a second; a full disk is no reason to stop."""
+        if time.monotonic() - self._beaten < BEAT_SECONDS:
+            return
+        self._beaten = time.monotonic()
+        with suppress(OSError):
+            beat = SupervisorBeat(pid=os.getpid(), boot_id=boot_id(), heartbeat_at=time.time())
+            write_json(self._session / "supervisor.json", beat)
+
+    def _wait_for(self, lock: int) -> bool:
+        """Take the host's lock; False when told to stop before it was free."""
+        while not self._stopping:
             try:
-                _run_unit(session, folder)
-            except _Stopped:
-                _cancel_queued(session, "the supervisor was stopped")
-                return 1
-    return 0
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise _Stopped
-
-
-def _next(session: Path) -> Path | None:
-    with _locked(session / "queue.lock"):
-        if (session / "cancel").exists():
-            _cancel_queued(session, "cancelled")
-        for name in _read_order(session):
-            status = read_status(session / name)
-            if status is not None and status.state is UnitState.QUEUED:
-                return session / name
-    return None
-
-
-def _cancel_queued(session: Path, cause: str) -> None:
-    for name in _read_order(session):
-        status = read_status(session / name)
-        if status is not None and not status.state.ended:
-            ended = replace(status, state=UnitState.INTERRUPTED, cause=cause, ended_at=time.time())
-            write_json(session / name / "status.json", ended)
-
-
-def _run_unit(session: Path, folder: Path) -> None:
-    """One unit in a process group of its own, watched until it ends or is ended."""
-    spec = read_spec(folder / "run_spec.json")
-    with (folder / "harness.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, _entry(), "run", str(folder)],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True, cwd=folder,
-        )  # fmt: skip
-    now = time.time()
-    status = UnitStatus(
-        unit=spec.unit, state=UnitState.RUNNING, pid=process.pid, boot_id=boot_id(),
-        started_at=now, heartbeat_at=now, expected_s=spec.expected_s,
-    )  # fmt: skip
-    deadline = time.monotonic() + spec.deadline_s
-    state, cause = UnitState.RUNNING, ""
-    try:
-        while process.poll() is None and state is UnitState.RUNNING:
-            status = replace(status, heartbeat_at=time.time(), samples_done=_progress(folder))
-            write_json(folder / "status.json", status)
-            if time.monotonic() > deadline:
-                state, cause = UnitState.TIMEOUT, f"stopped after its deadline of {spec.deadline_s:.0f} s"
-            elif (session / "cancel").exists():
-                state, cause = UnitState.INTERRUPTED, "cancelled"
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._beat()
+                self._end_orphan()
+                time.sleep(BEAT_SECONDS / 4)
             else:
-                _wait(process, BEAT_SECONDS)
-    except _Stopped:
-        state, cause = UnitState.INTERRUPTED, "the supervisor was stopped"
-        raise
-    finally:
-        _end(process)
+                return True
+        return False
+
+    def _end_orphan(self) -> None:
+        """A unit whose supervisor was killed holds the lock with nobody to watch it: it is ended."""
+        owner = _read_owner(self._lock_path)
+        if owner is None or owner["boot_id"] != boot_id() or _runs(owner["supervisor"], "supervise"):
+            return
+        if _runs(owner["unit"], owner["folder"]):
+            with suppress(ProcessLookupError):
+                os.killpg(owner["unit"], signal.SIGKILL)
+
+    def _next(self) -> Path | None:
+        """The first queued unit, marked as running before anybody else can see the queue."""
+        with _locked(self._session / "queue.lock"):
+            if (self._session / "cancel").exists():
+                self._interrupt_queued("cancelled")
+            for name in _read_order(self._session):
+                folder = self._session / name
+                status = read_status(folder)
+                if status is not None and status.state is UnitState.QUEUED:
+                    now = time.time()
+                    running = replace(
+                        status, state=UnitState.RUNNING, started_at=now, heartbeat_at=now, boot_id=boot_id()
+                    )
+                    write_json(folder / "status.json", running)
+                    return folder
+        return None
+
+    def _interrupt_queued(self, cause: str) -> None:
+        for name in _read_order(self._session):
+            status = read_status(self._session / name)
+            if status is not None and status.state is UnitState.QUEUED:
+                ended = replace(status, state=UnitState.INTERRUPTED, cause=cause, ended_at=time.time())
+                write_json(self._session / name / "status.json", ended)
+
+    def _fail(self, folder: Path, cause: str) -> None:
+        status = read_status(folder) or UnitStatus(unit=folder.name, state=UnitState.FAILED)
+        with suppress(OSError):
+            failed = replace(status, state=UnitState.FAILED, cause=cause[:500], ended_at=time.time())
+            write_json(folder / "status.json", failed)
+
+    def _run_unit(self, folder: Path, lock: int) -> None:
+        """One unit in a process group of its own, watched until it ends or is ended."""
+        spec = read_spec(folder / "run_spec.json")
+        with (folder / "harness.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, _entry(), "run", str(folder)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder,
+                # With the lock: no other unit starts here while this one lives, even if its supervisor dies.
+                pass_fds=(lock,),
+            )  # fmt: skip
+        try:
+            state, cause = self._watch(process, folder, spec, lock)
+        finally:
+            _end(process)
         if state is UnitState.RUNNING:
             state, cause = _verdict(process, folder)
-        status = replace(
-            status, state=state, cause=cause, ended_at=time.time(), heartbeat_at=time.time(),
-            samples_done=_progress(folder),
-        )  # fmt: skip
-        write_json(folder / "status.json", status)
+        status = read_status(folder) or UnitStatus(unit=spec.unit, state=state)
+        ended = replace(status, state=state, cause=cause, ended_at=time.time(), samples_done=_progress(folder))
+        write_json(folder / "status.json", ended)
+
+    def _watch(
+        self, process: "subprocess.Popen[bytes]", folder: Path, spec: RunSpec, lock: int
+    ) -> tuple[UnitState, str]:
+        """RUNNING when the unit ended by itself, else why it must end."""
+        _write_owner(lock, process.pid, folder)
+        deadline = time.monotonic() + spec.deadline_s
+        status = read_status(folder) or UnitStatus(unit=spec.unit, state=UnitState.RUNNING, started_at=time.time())
+        while process.poll() is None:
+            self._beat()
+            with suppress(OSError):
+                status = replace(status, pid=process.pid, heartbeat_at=time.time(), samples_done=_progress(folder))
+                write_json(folder / "status.json", status)
+            if time.monotonic() > deadline:
+                return UnitState.TIMEOUT, f"stopped after its deadline of {spec.deadline_s:.0f} s"
+            if (self._session / "cancel").exists():
+                return UnitState.INTERRUPTED, "cancelled"
+            if self._stopping:
+                return UnitState.INTERRUPTED, "the supervisor was stopped"
+            _wait(process, BEAT_SECONDS)
+        return UnitState.RUNNING, ""
+
+
+def _write_owner(lock: int, unit: int, folder: Path) -> None:
+    """Who holds the lock, in the lock file itself."""
+    owner = {"supervisor": os.getpid(), "unit": unit, "folder": str(folder), "boot_id": boot_id()}
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.write(lock, json.dumps(owner).encode())
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return owner if {"supervisor", "unit", "folder", "boot_id"} <= set(owner) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _runs(pid: int, word: str) -> bool:
+    """Whether process `pid` is there and has `word` among its arguments: numbers are reused."""
+    try:
+        return word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
 
 
 def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
@@ -266,6 +352,3 @@ def pack(work: Path, session_name: str, units: Sequence[str]) -> Path:
             if source.is_dir():
                 archive.add(source, arcname=unit)
     return path
-
-
-__all__ = ["RunSpec", "cancel", "pack", "read_status", "start", "supervise"]

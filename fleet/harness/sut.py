@@ -68,11 +68,13 @@ class SystemUnderTest:
     def _answer(self, batch: list[tuple[int, int]]) -> None:
         try:
             outputs = self._backend.predict([self._samples[index] for _, index in batch])
-            responses = [self._benchmark.response(output) for output in outputs]
+            answers = [
+                (sample[0], self._benchmark.response(output)) for sample, output in zip(batch, outputs, strict=True)
+            ]
         except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answers
             self._error = self._error or error
-            responses = [b""] * len(batch)
-        loadgen.complete([(identifier, data) for (identifier, _), data in zip(batch, responses, strict=True)])
+            answers = [(identifier, b"") for identifier, _ in batch]
+        loadgen.complete(answers)
         self.done += len(batch)
 
 
@@ -90,16 +92,18 @@ def measure(benchmark: Benchmark, backend: Backend, scenario: Scenario, *, secon
     backend.predict(features[:1])
     if scenario is Scenario.OFFLINE:
         return loadgen.wanted_measurements(scenario, 0.0, _rate(backend, features, seconds))
-    return loadgen.wanted_measurements(scenario, _latency(backend, features, seconds), 0.0)
+    together = loadgen.MULTI_STREAM_SAMPLES if scenario is Scenario.MULTI_STREAM else 1
+    return loadgen.wanted_measurements(scenario, _latency(backend, features, seconds, together=together), 0.0)
 
 
-def _latency(backend: Backend, features: list[Features], seconds: float) -> float:
-    """Median wall seconds of one sample alone."""
+def _latency(backend: Backend, features: list[Features], seconds: float, *, together: int) -> float:
+    """Median wall seconds of a query of `together` samples, in batches as `issue` makes them."""
     times: list[float] = []
     end = time.perf_counter() + seconds
-    for sample in features:
+    for at in range(0, len(features) - together + 1, together):
         started = time.perf_counter()
-        backend.predict([sample])
+        for batch in _batches(enumerate(range(at, at + together)), backend.batch_size):
+            backend.predict([features[index] for _, index in batch])
         times.append(time.perf_counter() - started)
         if started > end and len(times) >= 3:  # noqa: PLR2004 - a median needs a few
             break

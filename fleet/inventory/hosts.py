@@ -22,6 +22,8 @@ class Host:
     identity_file: str | None = None
     python: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    entry: int = 0
+    """Index of the campaign's entry that it came from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ The probe before any Ansible says why a host cannot be used; the run stage polls
 
 import base64
 import hashlib
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -26,6 +28,8 @@ PYTHON_MINIMUM = (3, 11)
 ANSWER_LIMIT = 4 * 1024 * 1024
 """Bytes read from one command: a host is not trusted to stop."""
 PROBE_TIMEOUT = 20.0
+ANSIBLE_NEEDS_KIB = 16 * 1024
+"""Below this Ansible itself fails on a host, with words that do not say why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +66,15 @@ class LocalConnection:
 
     def run(self, command: str, *, timeout: float) -> Answer:
         """Run a shell command here."""
-        try:
-            done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=timeout, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise Unreachable(HostState.UNREACHABLE, f"no answer in {timeout:.0f} s") from error
-        return Answer(
-            rc=done.returncode, out=done.stdout.decode(errors="replace"), err=done.stderr.decode(errors="replace")
-        )
+        with subprocess.Popen(
+            ["/bin/sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise Unreachable(HostState.UNREACHABLE, f"no answer in {timeout:.0f} s") from error
+        return Answer(rc=process.returncode, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
 
     def close(self) -> None:
         """Nothing to close."""
@@ -224,6 +230,7 @@ def _ssh_command(host: Host, *options: str) -> str:
 _PROBE = """
 echo hostname "$(cat /proc/sys/kernel/hostname)"
 echo home "$HOME"
+echo free-kib "$(df -Pk "$HOME" /tmp 2>/dev/null | awk 'NR > 1 {{print $4}}' | sort -n | head -n 1)"
 echo machine-id "$(cat /etc/machine-id 2>/dev/null)"
 for python in {candidates}; do
   found=$(command -v "$python" 2>/dev/null) || continue
@@ -260,6 +267,12 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
             found = replace(found, hostname=value)
         elif key == "home":
             found = replace(found, home=value)
+        elif key == "free-kib" and value.isdecimal() and int(value) < ANSIBLE_NEEDS_KIB:
+            raise Unreachable(
+                HostState.NOT_READY,
+                f"disk full: {int(value) / 1024:.0f} MiB free for {host.user or 'the user'}'s files or in /tmp",
+                f"free some space on {host.name}, then: fleet check",
+            )
         elif key == "machine-id":
             found = replace(found, machine_id=value)
         elif key == "python":

@@ -5,6 +5,8 @@ FLEET_SSH_CONFIG names another file than ~/.ssh/config; it reaches `ssh -G`, par
 
 import fnmatch
 import os
+import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +80,11 @@ def parse(text: str, host: Host) -> Target:
         # The last hop of a chain is asked for; ssh walks the ones before it, and checks their host keys.
         *before, last = jump.split(",")
         through = ["-J", ",".join(before)] if before else []
-        proxy = " ".join(["ssh", *ssh_arguments(), *through, "-W", f"[{hostname}]:{port}", last])
+        # As a URI, because only there may a port follow the name.
+        last = last if last.startswith("ssh://") else f"ssh://{last}"
+        proxy = shlex.join(
+            ["ssh", *ssh_arguments(), "-o", "BatchMode=yes", *through, "-W", f"[{hostname}]:{port}", last]
+        )
     timeout = first("connecttimeout")
     known = [*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]
     files = (host.identity_file,) if host.identity_file else tuple(values.get("identityfile", []))
@@ -100,7 +106,10 @@ def aliases(pattern: str) -> list[str]:
     for path in _files(config_file(), depth=0):
         config = paramiko.SSHConfig()
         with path.open(encoding="utf-8", errors="replace") as stream:
-            config.parse(line for line in stream if not line.strip().lower().startswith("match"))
+            try:
+                config.parse(line for line in stream if not line.strip().lower().startswith(("match", "include")))
+            except paramiko.ssh_exception.ConfigParseError as error:
+                raise FleetError(f"{path}: {error}", hint=f"edit {path}") from error
         for name in sorted(config.get_hostnames()):
             if not set(name) & set("*?!") and fnmatch.fnmatch(name, pattern):
                 names[name] = None
@@ -113,9 +122,8 @@ def _files(path: Path, *, depth: int) -> Iterator[Path]:
         return
     yield path
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        word, _, rest = line.strip().partition(" ")
-        if word.lower() == "include":
-            for name in rest.split():
+        if include := re.fullmatch(r"\s*include(?:\s*=\s*|\s+)(.+)", line, flags=re.IGNORECASE):
+            for name in shlex.split(include[1], comments=True):
                 inside = Path(name).expanduser()
                 inside = inside if inside.is_absolute() else Path.home() / ".ssh" / inside
                 for found in sorted(inside.parent.glob(inside.name)):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fleet.campaign import HOST_NAME, Campaign, HostEntry, expand
+from fleet.campaign import HOST_NAME, HOST_NAME_LIMIT, Campaign, HostEntry, expand
 from fleet.errors import CampaignError
 from fleet.inventory import ssh_config
 from fleet.inventory.hosts import Host
@@ -16,13 +16,13 @@ def hosts(campaign: Campaign, *, base: Path, source: str) -> tuple[Host, ...]:
     Raises CampaignError for a name given twice, a missing file or a pattern that matches nothing.
     """
     found: dict[str, Host] = {}
-    for entry in campaign.hosts:
+    for number, entry in enumerate(campaign.hosts):
         for name in _names(entry, base=base, source=source):
-            if not re.match(HOST_NAME, name):
+            if not re.fullmatch(HOST_NAME, name) or len(name) > HOST_NAME_LIMIT:
                 raise CampaignError(f"{source}: hosts: {name!r} is no host name", hint=f"edit {source}")
             if name in found:
                 raise CampaignError(f"{source}: hosts: {name} is given twice", hint=f"edit {source}")
-            found[name] = _host(name, entry, campaign)
+            found[name] = _host(name, number, campaign)
     return tuple(found.values())
 
 
@@ -48,7 +48,8 @@ def _names(entry: HostEntry, *, base: Path, source: str) -> Iterator[str]:
         yield from aliases
 
 
-def _host(name: str, entry: HostEntry, campaign: Campaign) -> Host:
+def _host(name: str, number: int, campaign: Campaign) -> Host:
+    entry = campaign.hosts[number]
     return Host(
         name=name,
         kind=entry.kind,
@@ -59,9 +60,5 @@ def _host(name: str, entry: HostEntry, campaign: Campaign) -> Host:
         identity_file=entry.identity_file,
         python=entry.python,
         notes={**campaign.notes, **entry.notes},
+        entry=number,
     )
-
-
-def entry_of(campaign: Campaign, host: str, *, base: Path, source: str) -> HostEntry:
-    """The campaign's entry that a host came from."""
-    return next(entry for entry in campaign.hosts if host in _names(entry, base=base, source=source))

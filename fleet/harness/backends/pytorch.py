@@ -136,6 +136,8 @@ class PytorchBackend:
         self._dtype_name = name
         self.batch_size = int(options.get("batch_size", 32 if self._device.type == "cpu" else 512))
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        if config.get("hidden_act", "gelu") != "gelu":
+            raise ValueError(f"config.json: hidden_act {config['hidden_act']!r}, this backend computes gelu")
         with torch.device("meta"):
             model = BertForQuestionAnswering(config)
         weights = state_dict(load_file(model_dir / "model.safetensors"), config["num_hidden_layers"])
