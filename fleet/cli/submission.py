@@ -9,7 +9,6 @@ from fleet import pipeline
 from fleet.cli import options, output
 from fleet.errors import ExitCode
 from fleet.mlperf import rules
-from fleet.session import Session
 
 
 @click.group(invoke_without_command=True)
@@ -23,10 +22,9 @@ def command(ctx: click.Context, session_id: str | None, base: Path, as_json: boo
     fleet submission            build it
     fleet submission check      name what would fail, before anyone uploads
     """
-    session = options.existing(base, session_id)
-    ctx.obj = (session, as_json)
     if ctx.invoked_subcommand:
         return ExitCode.OK
+    session = options.existing(base, session_id)
     with options.outing(session, session.campaign_file, quiet=as_json) as outing:
         built = pipeline.submission(outing)
     if as_json:
@@ -39,11 +37,11 @@ def command(ctx: click.Context, session_id: str | None, base: Path, as_json: boo
 
 
 @command.command("check")
+@options.session_options
 @click.option("--official", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="Your clone of mlcommons/inference: run its checker too.")  # fmt: skip
-@click.option("--json", "json_here", is_flag=True, help="Print the data as JSON.")
-@click.pass_obj
-def check_command(obj: tuple[Session, bool], official: Path | None, json_here: bool) -> ExitCode:
+@options.json_option
+def check_command(session_id: str | None, base: Path, official: Path | None, as_json: bool) -> ExitCode:
     """Name what would fail, before anyone uploads: paths, rules, seeds, durations, accuracy, descriptions.
 
     With --official, MLCommons' own checker is run as well and its rows are counted: an empty tree passes it.
@@ -52,7 +50,7 @@ def check_command(obj: tuple[Session, bool], official: Path | None, json_here: b
     from fleet.submission import official as official_checker
     from fleet.submission.findings import has_errors
 
-    session, as_json = obj
+    session = options.existing(base, session_id)
     round_ = rules.load_round(campaigns.load(session.campaign_file).round)
     findings = list(check.check(session, round_))
     if official:
@@ -60,11 +58,13 @@ def check_command(obj: tuple[Session, bool], official: Path | None, json_here: b
         verdict = official_checker.official(session.submission, official, round_, expected)
         findings += verdict.findings
         output.say(f"official checker: {verdict.rows} rows, {expected} performance results in the tree")
-    if as_json or json_here:
+    if as_json:
         output.print_json(findings)
-    else:
+    elif findings:
         rows = [[str(item.severity), str(item.path), item.message, item.fix] for item in findings]
         errors = sum(str(item.severity) == "error" for item in findings)
-        title = f"{errors} errors, {len(findings) - errors} warnings" if findings else "nothing found that would fail"
+        title = f"{errors} errors, {len(findings) - errors} warnings in {session.submission}"
         output.print_table(title, ["severity", "path", "finding", "fix"], rows)
+    else:
+        output.show(f"nothing found that would fail in {session.submission}")
     return ExitCode.INVALID if has_errors(findings) else ExitCode.OK

@@ -1,8 +1,9 @@
 """Stand-ins for what lies behind a Protocol: plays, connections and the person watching; and sessions to use them on."""
 
 import copy
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fleet import campaign as campaigns
 from fleet import session as sessions
 from fleet.campaign import Campaign
 from fleet.handoff import Readiness, ReadinessFile
+from fleet.harness.contract import SupervisorBeat, UnitState, UnitStatus
 from fleet.inventory import files, static
 from fleet.inventory.hosts import Reachability
 from fleet.inventory.reach import Answer, Unreachable
@@ -56,6 +58,20 @@ class FakeConnection:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def status(unit: str, state: UnitState = UnitState.DONE, **more: Any) -> UnitStatus:
+    """A unit as its host sees it."""
+    return UnitStatus(unit=unit, state=state, **more)
+
+
+def answer(
+    *statuses: UnitStatus | str, now: int = 1000, boot: str = "boot-1", beat: SupervisorBeat | None = None
+) -> str:
+    """What the poll's shell command prints; a text stands for a status.json that cannot be read."""
+    documents = [] if beat is None else [json.dumps(asdict(beat), indent=1) + "\n"]
+    documents += [item if isinstance(item, str) else json.dumps(asdict(item), indent=1) + "\n" for item in statuses]
+    return f"{now}\n{boot}\n" + "".join("\x1e" + document for document in documents)
 
 
 @dataclass

@@ -97,9 +97,6 @@ def test_an_ignored_failure_is_none() -> None:
     assert outcomes["a"].state is HostState.READY
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="_digest takes runner_item_on_failed for a cause even with ignore_errors"
-)
 def test_an_ignored_failed_item_is_none() -> None:
     outcomes, _ = settled(
         task("runner_item_on_failed", "a", res={"msg": "no"}, ignore_errors=True),

@@ -1,22 +1,20 @@
 """The run stage: a record for every planned unit from the first moment, and an end with a cause for each."""
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet import handoff, run
-from fleet.harness.contract import RunSpec, UnitState, UnitStatus
+from fleet import handoff, poll, run
+from fleet.harness.contract import RunSpec, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
-from fleet.inventory.reach import Unreachable
 from fleet.plays import HostOutcome
 from fleet.terms import HostKind, HostState, Mode, Scenario
-from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, Scene, scene
+from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, Scene, answer, scene, status
 
 TWO = MINIMAL.replace("[{name: h01, kind: server}]", "[{name: h01, kind: server}, {name: h02, kind: server}]")
 ONE_UNIT = MINIMAL.replace("name: tiny-bert", "name: tiny-bert, scenarios: [Offline], modes: [performance]")
@@ -25,17 +23,8 @@ UNIT = "h01.tiny-bert.Offline.performance"
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "POLL_FIRST_S", 0.01)
-    monkeypatch.setattr(run, "POLL_LAST_S", 0.02)
-
-
-def status(unit: str, state: UnitState = UnitState.DONE, **more: Any) -> UnitStatus:
-    return UnitStatus(unit=unit, state=state, **more)
-
-
-def answer(*statuses: UnitStatus, now: int = 1000, boot: str = "boot-1") -> str:
-    """What the poll's shell command prints."""
-    return f"{now}\n{boot}\n" + "".join(json.dumps(asdict(item), indent=1) + "\n" for item in statuses)
+    monkeypatch.setattr(poll, "FIRST_S", 0.01)
+    monkeypatch.setattr(poll, "LAST_S", 0.02)
 
 
 Connect = Callable[[dict[str, FakeConnection]], None]
@@ -55,14 +44,11 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
 
 
 def plan(made: Scene, *, quick: bool = False) -> handoff.Plan:
-    return run.plan(made.session, made.campaign, base=made.base, source="fleet.yml", quick=quick)
+    return run.plan(made.session, made.campaign, quick=quick)
 
 
 def go(made: Scene, plays: FakePlays, watch: RecordingWatch | None = None, *, quick: bool = False) -> Any:
-    found = run.run(
-        made.session, made.campaign, plays, watch or RecordingWatch(),
-        base=made.base, source="fleet.yml", quick=quick,
-    )  # fmt: skip
+    found = run.run(made.session, made.campaign, plays, watch or RecordingWatch(), quick=quick)
     return {record.unit: record for record in found}
 
 
@@ -114,7 +100,7 @@ def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> Non
     assert queue["session"] == made.session.token
     assert [spec["unit"] for spec in queue["specs"]] == units
     assert connection.closed == 1
-    assert f"/home/me/.mlperf-fleet/runs/{made.session.token}/*/status.json" in connection.commands[0]
+    assert f"cd /home/me/.mlperf-fleet/runs/{made.session.token} && " in connection.commands[0]
     assert ("h01", "3 of 4 units done: out of memory") in watch.lines
     assert any("tiny-bert.SingleStream.performance (2/4)" in text for _, text in watch.lines)
 
@@ -170,6 +156,54 @@ def test_done_units_are_not_run_again_until_their_spec_changes(tmp_path: Path, c
     assert handoff.plan(made.session).quick
 
 
+def test_done_units_are_kept_when_only_fleets_folder_lies_elsewhere(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT)
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    plays = FakePlays()
+    go(made, plays)
+    moved = [replace(item, work_dir="/scratch/fleet") for item in handoff.readiness(made.session)]
+    made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(moved)))
+    assert go(made, plays)[UNIT].state is UnitState.DONE
+    assert len(plays.requests) == 1
+    assert handoff.plan(made.session).units[0].work_dir == "/scratch/fleet"
+
+
+def test_the_same_run_is_the_same_but_for_the_folder(tmp_path: Path) -> None:
+    (one,) = plan(scene(tmp_path, ONE_UNIT)).units
+    assert handoff.same_run(one, replace(one, work_dir="/elsewhere"))
+    assert not handoff.same_run(one, replace(one, user_conf="*.Offline.target_qps = 1\n", work_dir="/elsewhere"))
+    assert not handoff.same_run(one, replace(one, quick=True))
+    assert not handoff.same_run(one, replace(one, backend_options={"threads": 1}))
+
+
+def test_a_controller_that_dies_before_its_plan_is_written_leaves_no_old_unit_for_a_new_one(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scene(tmp_path, ONE_UNIT)
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    plays = FakePlays()
+    go(made, plays)
+    whole = handoff.plan(made.session)
+    write, seen = type(made.session).write, []
+
+    def dies(session: Any, path: Path, value: Any) -> None:
+        if path.name == "plan.json":
+            seen.extend(item.state for item in handoff.records(made.session).values())
+            raise KeyboardInterrupt
+        write(session, path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(made.session), "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            go(made, plays, quick=True)
+    assert seen == [UnitState.PENDING]
+    assert handoff.plan(made.session) == whole
+    # Neither the old plan nor the new one takes the unit for done.
+    assert handoff.records(made.session)[UNIT].state is UnitState.PENDING
+    assert go(made, plays, quick=True)[UNIT].state is UnitState.DONE
+    assert len(plays.requests) == 2
+
+
 def test_failed_units_are_run_again(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path, ONE_UNIT)
     connect({"h01": FakeConnection([answer(status(UNIT, UnitState.FAILED, cause="x"))])})
@@ -180,162 +214,22 @@ def test_failed_units_are_run_again(tmp_path: Path, connect: Connect) -> None:
     assert len(plays.requests) == 2
 
 
-def impatient(made: Scene) -> Scene:
-    settings = made.campaign.run.model_copy(update={"lost_after_s": 0.3})
-    return replace(made, campaign=made.campaign.model_copy(update={"run": settings}))
-
-
-def test_a_host_that_falls_silent_is_lost_and_holds_nobody_up(tmp_path: Path, connect: Connect) -> None:
-    text = TWO.replace("name: tiny-bert", "name: tiny-bert, scenarios: [Offline], modes: [performance]")
-    made = impatient(scene(tmp_path, text))
-    gone = Unreachable(HostState.UNREACHABLE, "connection lost (reset)")
-    other = UNIT.replace("h01", "h02")
-    lost = FakeConnection([answer(status(UNIT, UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0)), gone])
-    connect({"h01": lost, "h02": FakeConnection([answer(status(other))])})
-    found = go(made, FakePlays())
-    assert found[other].state is UnitState.DONE
-    assert found[UNIT].state is UnitState.UNREACHABLE
-    assert "connection lost (reset)" in found[UNIT].cause
-    assert "it may still run there" in found[UNIT].cause
-    assert found[UNIT].status is not None
-
-
-def test_a_host_that_comes_back_in_time_is_not_lost(tmp_path: Path, connect: Connect) -> None:
-    made = impatient(scene(tmp_path, ONE_UNIT))
-    gone = Unreachable(HostState.UNREACHABLE, "connection lost")
-    connect({"h01": FakeConnection([gone, gone, gone, answer(status(UNIT))])})
-    assert go(made, FakePlays())[UNIT].state is UnitState.DONE
-
-
-def test_a_question_that_never_returns_counts_as_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stuck(FakeConnection):
-        def run(self, command: str, *, timeout: float) -> reach.Answer:
-            time.sleep(1.0)
-            return super().run(command, timeout=timeout)
-
-    made = impatient(scene(tmp_path, ONE_UNIT))
-    monkeypatch.setattr(reach, "connect", lambda _: Stuck([answer(status(UNIT))]))
-    started = time.monotonic()
-    found = go(made, FakePlays())
-    assert time.monotonic() - started < 0.9
-    assert "the last question is still open" in found[UNIT].cause
-
-
-@pytest.mark.parametrize(
-    ("given", "state", "cause"),
-    [
-        (status("u", UnitState.QUEUED), UnitState.QUEUED, ""),
-        (status("u", UnitState.RUNNING, boot_id="b", heartbeat_at=990.0), UnitState.RUNNING, ""),
-        (status("u", UnitState.RUNNING, boot_id="a", heartbeat_at=999.0), UnitState.INTERRUPTED, "rebooted"),
-        (status("u", UnitState.RUNNING, boot_id="b", heartbeat_at=900.0), UnitState.FAILED, "its supervisor died"),
-        (status("u", UnitState.DONE, boot_id="a", heartbeat_at=1.0), UnitState.DONE, ""),
-        (status("u", UnitState.TIMEOUT, cause="late"), UnitState.TIMEOUT, "late"),
-    ],
-)
-def test_judge(given: UnitStatus, state: UnitState, cause: str) -> None:
-    found, said = run.judge(given, now=1000.0, boot="b")
-    assert found is state
-    assert cause in said
-    assert bool(cause) == bool(said)
-
-
-def test_an_unknown_boot_or_time_is_no_verdict() -> None:
-    running = status("u", UnitState.RUNNING, boot_id="b", heartbeat_at=990.0)
-    assert run.judge(running, now=0.0, boot="")[0] is UnitState.RUNNING
-
-
-def test_parse_answer_reads_what_the_shell_prints() -> None:
-    now, boot, found = run.parse_answer(answer(status("a"), status("b", UnitState.RUNNING, samples_done=7)))
-    assert (now, boot) == (1000.0, "boot-1")
-    assert {unit: item.state for unit, item in found.items()} == {"a": UnitState.DONE, "b": UnitState.RUNNING}
-    assert found["b"].samples_done == 7
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "\n\n\n", "bash: date: not found\n", "garbage\ngarbage\ngarbage{{{", "1\nb\n[]", '1\nb\n{"unit": 3}', "\0\0"],
-)
-def test_parse_answer_takes_nothing_from_garbage(text: str) -> None:
-    assert run.parse_answer(text)[2] == {}
-
-
-def test_parse_answer_keeps_what_came_before_a_truncation() -> None:
-    whole = answer(status("a"), status("b"))
-    for end in range(len(whole)):
-        found = run.parse_answer(whole[:end])[2]
-        assert set(found) <= {"a", "b"}
-    assert set(run.parse_answer(whole[:-5])[2]) == {"a"}
-
-
-def test_parse_answer_leaves_out_one_that_does_not_fit() -> None:
-    text = answer(status("a")) + '{"unit": "x", "state": "flying"}\n' + json.dumps(asdict(status("b")))
-    assert set(run.parse_answer(text)[2]) == {"a", "b"}
-
-
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="isdigit accepts '²', float does not: the host ends the run")
-def test_parse_answer_survives_digits_that_are_no_number() -> None:
-    assert run.parse_answer("²\nb\n")[0] == 0.0
-
-
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="deep JSON from one host ends the run for all")
-def test_parse_answer_survives_deep_nesting() -> None:
-    assert run.parse_answer("1\nb\n" + "[" * 100_000)[2] == {}
-
-
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="_documents stops at the first broken status: later units look vanished"
-)
-def test_parse_answer_goes_on_after_a_broken_status() -> None:
-    text = answer(status("a")) + '{"unit": "x", "sta\n' + json.dumps(asdict(status("b")), indent=1)
-    assert set(run.parse_answer(text)[2]) == {"a", "b"}
-
-
-def test_a_folder_that_vanished_is_said(tmp_path: Path, connect: Connect) -> None:
-    made = scene(tmp_path, ONE_UNIT)
-    running = answer(status(UNIT, UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0))
-    connect({"h01": FakeConnection([running, answer()])})
-    found = go(made, FakePlays())
-    assert (found[UNIT].state, found[UNIT].cause) == (UnitState.FAILED, "its folder vanished from the host")
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="a queued unit whose supervisor is gone (killed, rebooted) is never judged: run never returns",
-)
-@pytest.mark.parametrize("boot", ["boot-1", "boot-2"])
-def test_queued_units_end_when_nobody_will_ever_run_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connect: Connect, boot: str
-) -> None:
-    text = MINIMAL.replace("name: tiny-bert", "name: tiny-bert, scenarios: [Offline]")
-    made = impatient(scene(tmp_path, text))
-    dead = status("h01.tiny-bert.Offline.accuracy", UnitState.RUNNING, boot_id="boot-1", heartbeat_at=1.0)
-    connection = FakeConnection([answer(dead, status(UNIT, UnitState.QUEUED), boot=boot)])
-    connect({"h01": connection})
-
-    ended, real_sleep = time.monotonic() + 2, time.sleep
-
-    def sleep(seconds: float) -> None:
-        if time.monotonic() > ended:
-            pytest.fail("still polling")
-        real_sleep(seconds)
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    found = go(made, FakePlays())
-    assert found[UNIT].state.ended
-
-
-@pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="_start looks hosts up in readiness without asking if it is there"
-)
 def test_a_host_that_was_never_provisioned_gets_a_state(tmp_path: Path) -> None:
     made = scene(tmp_path, ONE_UNIT)
-    added = Host(name="h02", kind=HostKind.SERVER, connection="ssh", address="h02")
+    added = Host(name="h02", kind=HostKind.SERVER, connection="ssh", address="h02", entry=1)
     campaign_hosts = TWO.replace("name: tiny-bert", "name: tiny-bert, scenarios: [Offline], modes: [performance]")
     wider = scene(tmp_path / "2", campaign_hosts)
     made.session.write(made.session.inventory / "hosts.json", [*files.hosts(made.session), added])
-    found = go(replace(made, campaign=wider.campaign), FakePlays(during=lambda _: pytest.fail("started")))
-    assert found[UNIT.replace("h01", "h02")].state is UnitState.NOT_READY
+    plays = FakePlays({"h01": HostOutcome(host="h01", state=HostState.FAILED, cause="no room")})
+    record = go(replace(made, campaign=wider.campaign), plays)[UNIT.replace("h01", "h02")]
+    assert (record.state, record.cause) == (UnitState.NOT_READY, "never provisioned: fleet provision")
+    assert [request.hosts for request in plays.requests] == [["h01"]]
+
+
+def test_a_host_has_the_settings_of_its_own_entry(tmp_path: Path) -> None:
+    entry = "{name: h02, kind: server, user_conf: {tiny-bert: {Offline: {target_qps: 99}}}}"
+    units = plan(scene(tmp_path, ONE_UNIT.replace("kind: server}]", f"kind: server}}, {entry}]"))).units
+    assert [spec.user_conf for spec in units] == ["", "*.Offline.target_qps = 99.0\n"]
 
 
 def test_specs_name_the_scenario_in_user_conf(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_latest_is_the_newest_by_time_not_by_name(tmp_path: Path) -> None:
     assert found.root == newer.root
 
 
-@pytest.mark.parametrize("text", ["", "{", "nonsense"])
+@pytest.mark.parametrize("text", ["", "{", "nonsense", "[1]", "null", "3"])
 def test_a_broken_session_file_is_said(tmp_path: Path, text: str) -> None:
     made = sessions.create(tmp_path, "x", name="s")
     (made.root / "session.json").write_text(text, encoding="utf-8")
@@ -59,12 +59,17 @@ def test_a_broken_session_file_is_said(tmp_path: Path, text: str) -> None:
         made.about()
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="session.json that is JSON but no object is a traceback")
-def test_a_session_file_that_is_a_list_is_said(tmp_path: Path) -> None:
-    made = sessions.create(tmp_path, "x", name="s")
-    (made.root / "session.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(SessionError, match="not a fleet session"):
-        made.about()
+@pytest.mark.parametrize("name", ["a/b", "../a", ".a", "-a", "", "a b", "a\n", "a" * 101, "ä"])
+def test_a_name_that_would_be_no_plain_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SessionError, match="is no session name") as caught:
+        sessions.create(tmp_path, "x", name=name)
+    assert "2026-spring" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a", "2026-spring", "v6.1_b", "a" * 100])
+def test_plain_names_are_taken(tmp_path: Path, name: str) -> None:
+    assert sessions.create(tmp_path, "x", name=name).root == tmp_path / name
 
 
 def test_a_newer_session_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_titles_count_and_codes_follow() -> None:
     hosts = [Readiness(host="a", state=HostState.READY), Readiness(host="b", state=HostState.FAILED, cause="c")]
     assert tables.hosts_title(hosts) == "1 of 2 hosts ready"
-    assert tables.hosts(hosts)[1][1] == ["b", "failed", "c", ""]
+    assert tables.hosts(hosts) == (["host", "state", "cause"], [["a", "ready", ""], ["b", "failed", "c"]])
     assert tables.hosts_code(hosts) is ExitCode.MISSING
     assert tables.hosts_code(hosts[:1]) is ExitCode.OK
     units = [
@@ -61,6 +61,16 @@ def test_titles_count_and_codes_follow() -> None:
     ]
     assert tables.units_title(units) == "1 of 2 units done"
     assert tables.units_code(units) is ExitCode.MISSING
+
+
+def test_what_a_host_needs_next_stands_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "ssh -F " + "/a/long/folder" * 20 + " h02 true"
+    hosts = [Readiness(host="h01", state=HostState.READY), Readiness(host="h02", state=HostState.FAILED, hint=command)]
+    output.print_hosts(hosts, *tables.hosts(hosts), tables.hosts_title(hosts))
+    said = capsys.readouterr()
+    assert said.out.startswith("1 of 2 hosts ready")
+    assert command not in said.out
+    assert said.err == f"h02: next: {command}\n"
 
 
 def test_the_worst_code_wins() -> None:

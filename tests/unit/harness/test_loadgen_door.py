@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +112,6 @@ def test_a_backend_that_fails_midway_ends_the_unit_with_its_words(tmp_path: Path
     assert error(folder) == "RuntimeError: the engine is on fire"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, subprocess.TimeoutExpired),
-    reason="sut._answer zips strictly outside its try: Server hangs for ever, Offline dies by SIGSEGV",
-)
 @pytest.mark.parametrize("scenario", [Scenario.SERVER, Scenario.OFFLINE])
 def test_a_backend_that_answers_too_few_ends_the_unit(tmp_path: Path, scenario: Scenario) -> None:
     value = spec(scenario=scenario, mode=Mode.ACCURACY, backend="short", backend_options={"after": 2},
@@ -146,7 +140,7 @@ def test_another_scenarios_setting_is_not_this_ones() -> None:
     ("scenario", "expected"),
     [
         (Scenario.SINGLE_STREAM, {"target_latency": 7.0}),
-        (Scenario.MULTI_STREAM, {"target_latency": 56.0}),
+        (Scenario.MULTI_STREAM, {"target_latency": 7.0}),
         (Scenario.OFFLINE, {"target_qps": 120.0}),
         (Scenario.SERVER, {"target_qps": 50.0}),
     ],

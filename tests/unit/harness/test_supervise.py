@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet.harness import supervise
-from fleet.harness.contract import RunSpec, UnitState, UnitStatus, write_json
+from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
 from tests.unit.harness.units import TOP, queue, spec
 
 # Started as `python FOLDER verb …`, as the harness is; `run` does what the unit's user_conf says.
@@ -44,6 +45,7 @@ write_json(folder / "manifest.json", {{}})
 """
 
 CHILD = "child = subprocess.Popen(['sleep', '60']); Path(spec.work_dir, 'pids').open('a').write(f'{child.pid}\\n')\n"
+WAIT_FOR_GO = "while not Path(spec.work_dir, 'go').exists(): time.sleep(0.02)"
 
 
 @pytest.fixture
@@ -144,7 +146,7 @@ def test_a_done_unit_is_kept_and_a_changed_or_failed_one_starts_over(work: Path)
 
 
 def test_a_running_unit_is_left_alone(work: Path) -> None:
-    one = unit(work, "one", "while not Path(spec.work_dir, 'go').exists(): time.sleep(0.02)")
+    one = unit(work, "one", WAIT_FOR_GO)
     supervise.start(work, queue(one))
     wait(running(work, "one"))
     assert supervise.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"]}
@@ -251,17 +253,12 @@ def test_a_killed_supervisors_unit_starts_over_with_the_next(work: Path, monkeyp
         os.kill(pid, signal.SIGKILL)
     wait(idle(work), 5)
     assert status(work, "one").state is UnitState.RUNNING
-    monkeypatch.setattr(supervise, "BEAT_SECONDS", 0.001)  # a heartbeat counts as fresh for 30 of them
-    time.sleep(0.1)
+    monkeypatch.setattr(supervise, "FRESH_SECONDS", 0.001)
+    time.sleep(0.01)
     assert supervise.start(work, queue(unit(work, "one", "pass")))["queued"] == ["one"]
     wait(lambda: status(work, "one").state is UnitState.DONE)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a killed supervisor's unit goes on beside its successor's: end the recorded pid's group before starting over",
-)
 def test_the_unit_of_a_killed_supervisor_does_not_run_beside_the_next(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,11 +267,95 @@ def test_the_unit_of_a_killed_supervisor_does_not_run_beside_the_next(
     supervisor, first = pids(work)
     os.kill(supervisor, signal.SIGKILL)
     wait(lambda: not ours(supervisor, work.parent))
-    monkeypatch.setattr(supervise, "BEAT_SECONDS", 0.001)  # a heartbeat counts as fresh for 30 of them
-    time.sleep(0.1)
+    monkeypatch.setattr(supervise, "FRESH_SECONDS", 0.001)
+    time.sleep(0.01)
     supervise.start(work, queue(unit(work, "one", "pass")))
     wait(lambda: status(work, "one").state is UnitState.DONE)
     assert not ours(first, work.parent)
+    assert lines(work) == ["+one", "+one", "-one"]
+
+
+def owner(work: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work / "supervisor.lock").read_text(encoding="utf-8"))
+    return found
+
+
+def test_an_orphan_is_ended_by_the_next_supervisor_whoever_sent_it(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", CHILD + "time.sleep(60)"), unit(work, "two")))
+    wait(running(work, "one"))
+    supervisor, first, child = pids(work)
+    wait(lambda: owner(work)["unit"] == first)
+    assert owner(work)["supervisor"] == supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    wait(lambda: not ours(supervisor, work.parent))
+    assert ours(first, work.parent)
+    supervise.start(work, {**queue(unit(work, "other")), "session": "s2"})
+    wait(lambda: (found := supervise.read_status(work / "runs" / "s2" / "other")) is not None and found.state.ended)
+    assert not ours(first, work.parent)
+    assert not ours(child, work.parent)
+    assert lines(work) == ["+one", "+other", "-other"]
+
+
+def test_who_waits_for_a_living_supervisor_ends_nothing_and_both_beat(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", WAIT_FOR_GO)))
+    wait(running(work, "one"))
+    supervise.start(work, {**queue(unit(work, "other")), "session": "s2"})
+    for session in ("s", "s2"):
+        path = work / "runs" / session / "supervisor.json"
+        wait(path.is_file)
+        first = read_beat(path)
+        assert first.boot_id == supervise.boot_id()
+        assert first.pid in pids(work)
+        wait(lambda path=path, at=first.heartbeat_at: read_beat(path).heartbeat_at > at)  # type: ignore[misc]
+    assert lines(work) == ["+one"]
+    (work / "go").touch()
+    wait(ended(work, "one"))
+    wait(idle(work))
+    assert lines(work) == ["+one", "-one", "+other", "-other"]
+
+
+def read_beat(path: Path) -> SupervisorBeat:
+    return SupervisorBeat(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_only_the_noted_unit_of_a_dead_supervisor_is_ended(work: Path) -> None:
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    waiting = supervise.Supervisor(work, "s")
+    right = {"supervisor": 2**22 + 1, "unit": stranger.pid, "folder": "60", "boot_id": supervise.boot_id()}
+
+    def end_orphan(note: str) -> int | None:
+        (work / "supervisor.lock").write_text(note, encoding="utf-8")
+        waiting._end_orphan()
+        time.sleep(0.02)
+        return stranger.poll()
+
+    try:
+        for note in ("", "{", "[]", "3", '{"unit": 1}'):
+            assert end_orphan(note) is None
+        # Numbers are used again, by other programs and after a reboot.
+        assert end_orphan(json.dumps(right | {"folder": "/w/runs/s/u"})) is None
+        assert end_orphan(json.dumps(right | {"boot_id": "another"})) is None
+        (work / "supervisor.lock").write_text(json.dumps(right), encoding="utf-8")
+        waiting._end_orphan()
+        assert stranger.wait(5) == -signal.SIGKILL
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="_take leaves a running unit alone although another spec is asked for; its end counts for the new one",
+)
+def test_a_unit_that_runs_by_another_spec_starts_over(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", WAIT_FOR_GO)))
+    wait(running(work, "one"))
+    supervise.start(work, queue(unit(work, "one", "pass")))
+    (work / "go").touch()
+    wait(ended(work, "one"))
+    wait(idle(work))
+    assert read_spec(work / "runs" / "s" / "one" / "run_spec.json").user_conf == "pass"
 
 
 def test_a_queue_that_asks_for_another_schema_is_refused(work: Path) -> None:
