@@ -80,8 +80,7 @@ def main() -> None:
         error.show()
         code = ExitCode.USAGE if error.exit_code else ExitCode.OK
     except (KeyboardInterrupt, click.Abort):
-        _say("fleet: interrupted; units that were started go on at their hosts")
-        _say("next:  fleet bench --session ID goes on from here, `fleet sessions` lists the ids")
+        _say("fleet: interrupted")
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:
         code = ExitCode.OK

@@ -107,4 +107,6 @@ def outing(session: Session, file: Path, *, quiet: bool, quick: bool = False) ->
             )
         except KeyboardInterrupt:
             stop.set()
+            output.say("units that were started go on at their hosts")
+            output.say(f"next:  fleet bench --session {session.id}")
             raise

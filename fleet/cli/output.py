@@ -54,7 +54,8 @@ def _printable(text: str) -> str:
 
 def say(text: str) -> None:
     """A line for the person watching, on stderr; never wrapped, so that a command in it can be pasted."""
-    console(err=True).print(Text(_printable(text)), soft_wrap=True)
+    for line in text.splitlines():
+        console(err=True).print(Text(_printable(line)), soft_wrap=True)
 
 
 def print_hosts(found: Sequence[Any], columns: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:

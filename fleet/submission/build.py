@@ -46,7 +46,7 @@ def build(session: Session, results: SessionResults) -> Built:
     submitter = safe_name(results.submitter, "submitter")
     selection = select(results, session.root)
     if not selection.entries:
-        lines = "\n".join(f"  {left.unit}: {left.reason}" for left in selection.left) or "  the session has no units"
+        lines = "\n".join(_grouped(selection.left)) or "  the session has no units"
         raise SubmissionError(
             f"session {results.session}: no result can be submitted\n{lines}", hint="fleet run, then fleet results"
         )
@@ -65,6 +65,14 @@ def build(session: Session, results: SessionResults) -> Built:
     count = len(selection.entries)
     systems = tuple(dict.fromkeys(entry.system.system_id for entry in selection.entries))
     return Built(session.submission, systems, count, count, selection.left)
+
+
+def _grouped(left: Iterable[Left]) -> list[str]:
+    """A line per reason with the units it holds for: a whole fleet often has one and the same."""
+    units: dict[str, list[str]] = {}
+    for one in left:
+        units.setdefault(one.reason, []).append(one.unit)
+    return [f"  {', '.join(names)}: {reason}" for reason, names in units.items()]
 
 
 def _fill(

@@ -86,11 +86,14 @@ def test_no_python_on_the_host(fleet: Fleet) -> None:
 
 def test_full_disk(make_lab: MakeLab, tmp_path: Path) -> None:
     lab = make_lab(2, disk_mb={"h01": 64})
-    lab["h01"].fill_disk()
     fleet = Fleet(lab, tmp_path, benchmarks=NULL, hosts=[{"name": "h[01-02]", "kind": "server", "user": "bench"}])
     done = fleet("check")
     assert done.returncode == 3
     said(done, "1 of 2 hosts ready", "h01 │ not-ready", "GiB free", "3 GiB needed")
+    lab["h01"].fill_disk()
+    done = fleet("check")
+    assert done.returncode == 3
+    said(done, "1 of 2 hosts ready", "h01 │ not-ready", "disk full", "h01: next: free some space on h01")
 
 
 def test_a_host_without_the_memory_that_a_benchmark_needs(make_lab: MakeLab, tmp_path: Path) -> None:

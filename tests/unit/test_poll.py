@@ -67,8 +67,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 
 def test_every_change_is_noted_once_and_the_connection_is_kept(asked: Asked) -> None:
-    connection, noted, watch = FakeConnection([answer(status("h01.u", UnitState.QUEUED)), answer(RUNNING),
-                                               answer(RUNNING), answer(status("h01.u"))]), [], RecordingWatch()  # fmt: skip
+    first = answer(status("h01.u", UnitState.QUEUED))
+    connection = FakeConnection([first, answer(RUNNING), answer(RUNNING), answer(status("h01.u"))])
+    noted: list[UnitRecord] = []
+    watch = RecordingWatch()
     assert asked(h01=connection, noted=noted, watch=watch)["h01.u"].status == status("h01.u")
     assert [record.state for record in noted] == [UnitState.QUEUED, UnitState.RUNNING, UnitState.DONE]
     assert connection.closed == 1

@@ -184,7 +184,8 @@ def test_a_controller_that_dies_before_its_plan_is_written_leaves_no_old_unit_fo
     plays = FakePlays()
     go(made, plays)
     whole = handoff.plan(made.session)
-    write, seen = type(made.session).write, []
+    seen: list[UnitState] = []
+    write = type(made.session).write
 
     def dies(session: Any, path: Path, value: Any) -> None:
         if path.name == "plan.json":

@@ -59,8 +59,9 @@ class Broken:
 
 class Short(Broken):
     def predict(self, samples):
-        found = super().predict(samples)
-        return found if len(samples) == 1 and self.left > 0 else found[:-1]
+        self.left -= 1
+        found = [np.zeros((len(s.input_ids), 2), dtype=np.float32) for s in samples]
+        return found if self.left >= 0 else found[:-1]
 
 def module(name, opened):
     made = types.ModuleType(name)

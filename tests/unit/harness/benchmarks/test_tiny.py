@@ -122,7 +122,11 @@ def test_prepare_twice_changes_nothing(assets: Path) -> None:
     assert hashes == {name: hashlib.sha256((assets / name).read_bytes()).hexdigest() for name in times}
 
 
-def test_prepare_mends_a_damaged_file(assets: Path, tmp_path: Path) -> None:
+def test_prepare_mends_a_damaged_file(
+    assets: Path, samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The generator's own 3 s are spared here; what comes out of it is held to card.json all the same.
+    monkeypatch.setattr(tiny, "generate", lambda seed, count: [tiny.Sample(**sample) for sample in samples])  # noqa: ARG005
     shutil.copytree(assets, tmp_path, dirs_exist_ok=True)
     (tmp_path / "rows.npy").write_bytes(b"half")
     with pytest.raises(ValueError, match="run `fleet provision`"):
@@ -276,12 +280,12 @@ def test_the_card_describes_the_folder(benchmark: tiny.TinyBert) -> None:
     assert (tiny.FOLDER / "model.safetensors").stat().st_size <= 4_000_000
 
 
-@pytest.mark.slow
 def test_the_shipped_weights_answer(benchmark: tiny.TinyBert, tmp_path: Path) -> None:
+    count = 2500  # the first of 10833, to spare 12 s; the whole set is what `fleet bench` itself measures
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model = transformers.BertForQuestionAnswering.from_pretrained(benchmark.model_dir).eval()
-    order = sorted(range(tiny.SAMPLES), key=lambda index: len(benchmark.features(index).input_ids))
+    order = sorted(range(count), key=lambda index: len(benchmark.features(index).input_ids))
     responses = []
     for begin in range(0, len(order), 128):
         chosen = order[begin : begin + 128]
@@ -302,7 +306,7 @@ def test_the_shipped_weights_answer(benchmark: tiny.TinyBert, tmp_path: Path) ->
             (index, benchmark.response(row[: len(each.input_ids)]))
             for index, each, row in zip(chosen, features, logits, strict=True)
         ]
-    metrics = benchmark.evaluate(write_log(tmp_path / "mlperf_log_accuracy.json", responses), tiny.SAMPLES)
-    assert metrics["F1"] >= 85
+    metrics = benchmark.evaluate(write_log(tmp_path / "mlperf_log_accuracy.json", responses), count)
+    assert metrics == pytest.approx({"F1": 93.783, "exact_match": 90.16}, abs=0.05)
     card = json.loads((tiny.FOLDER / "card.json").read_text(encoding="utf-8"))
     assert metrics["F1"] == pytest.approx(card["measured"]["F1"], abs=0.1)
