@@ -33,7 +33,6 @@ demo: $(VENV)/.base  ## Benchmark this machine: a quick run, from preflight to s
 	@mkdir -p demo
 	test -f demo/fleet.yml || $(BIN)/fleet init --local demo/fleet.yml
 	cd demo && ../$(BIN)/fleet bench --quick
-	../$(BIN)/fleet submission check || test $$? -eq 5
 
 .PHONY: test
 test: $(VENV)/.dev system-packages lint  ## Set everything up and run every test

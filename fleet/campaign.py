@@ -4,6 +4,8 @@ Reading a campaign touches no host; hosts are expanded here (ranges, files), and
 """
 
 import difflib
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -237,12 +239,16 @@ def expand(text: str, *, source: str) -> list[str]:
 
     Raises CampaignError for a malformed range.
     """
+    # Counted before they are made: a slip of the finger names a billion hosts.
+    wide = math.prod(
+        int(high) - int(low) + 1 for low, high in re.findall(r"(\d+)-(\d+)", text) if int(low) <= int(high)
+    )
+    if wide > RANGE_LIMIT:
+        raise CampaignError(f"{source}: host range {text!r}: more than {RANGE_LIMIT} hosts", hint=f"edit {source}")
     try:
         nodes = NodeSet(text, resolver=RESOLVER_NOGROUP)
     except NodeSetException as error:
         raise CampaignError(f"{source}: host range {text!r}: {error}", hint=f"edit {source}") from error
-    if len(nodes) > RANGE_LIMIT:
-        raise CampaignError(f"{source}: host range {text!r}: more than {RANGE_LIMIT} hosts", hint=f"edit {source}")
     return list(nodes) or [text]
 
 

@@ -203,8 +203,8 @@ def _tell(watch: Watch, item: Polled, known: dict[str, UnitRecord]) -> None:
     for number, unit in enumerate(item.units, start=1):
         status = known[unit].status
         if status is not None and status.state is UnitState.RUNNING:
-            spent = (status.heartbeat_at or 0.0) - (status.started_at or 0.0)
-            fraction = min(0.99, spent / status.expected_s) if status.expected_s else None
+            spent = max(0.0, (status.heartbeat_at or 0.0) - (status.started_at or 0.0))
+            fraction = min(0.99, spent / status.expected_s) if status.expected_s > 0 else None
             short = unit.removeprefix(item.host.name + ".")
             text = f"{short} ({number}/{len(item.units)}), {status.samples_done} samples, {spent:.0f} s"
             watch.host(item.host.name, text, fraction=fraction)

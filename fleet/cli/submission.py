@@ -23,6 +23,8 @@ def command(ctx: click.Context, session_id: str | None, base: Path, as_json: boo
     fleet submission check      name what would fail, before anyone uploads
     """
     if ctx.invoked_subcommand:
+        # Options may stand on either side of `check`.
+        ctx.default_map = {"check": {"session_id": session_id, "base": base, "as_json": as_json}}
         return ExitCode.OK
     session = options.existing(base, session_id)
     with options.outing(session, session.campaign_file, quiet=as_json) as outing:

@@ -43,8 +43,8 @@ def boot_id() -> str:
 def start(work: Path, queue: dict[str, Any]) -> dict[str, list[str]]:
     """Take `queue` = {"session": …, "specs": […]} and see that a supervisor works on it.
 
-    A unit that is done, queued or running by the same spec is left alone, and any other starts over in a fresh
-    folder. Returns unit names under `queued`, `kept` and `running`.
+    A unit that is done, queued or running by the same spec is left alone, and any other, ended first if it still
+    runs, starts over in a fresh folder. Returns unit names under `queued`, `kept` and `running`.
     """
     session = work / "runs" / str(queue["session"])
     session.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,9 @@ def _take(session: Path, unit: str, data: dict[str, Any]) -> str:
             write_json(folder / "status.json", replace(status, heartbeat_at=time.time(), boot_id=boot_id()))
             return "queued"
         if status.state is UnitState.RUNNING and _alive(status):
-            return "running"
+            if same:
+                return "running"
+            _end_running(folder)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
@@ -96,6 +98,19 @@ def _take(session: Path, unit: str, data: dict[str, Any]) -> str:
     )
     write_json(folder / "status.json", queued)
     return "queued"
+
+
+def _end_running(folder: Path) -> None:
+    """Ask the supervisor to end a unit that runs by an older spec, and wait for it.
+
+    Raises TimeoutError when it does not end.
+    """
+    (folder / "cancel").touch()
+    end = time.monotonic() + 3 * GRACE_SECONDS
+    while (status := read_status(folder)) is not None and not status.state.ended and _alive(status):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{folder.name}: its earlier run does not end")
+        time.sleep(BEAT_SECONDS / 4)
 
 
 def read_status(folder: Path) -> UnitStatus | None:
@@ -261,7 +276,7 @@ class Supervisor:
                 write_json(folder / "status.json", status)
             if time.monotonic() > deadline:
                 return UnitState.TIMEOUT, f"stopped after its deadline of {spec.deadline_s:.0f} s"
-            if (self._session / "cancel").exists():
+            if (self._session / "cancel").exists() or (folder / "cancel").exists():
                 return UnitState.INTERRUPTED, "cancelled"
             if self._stopping:
                 return UnitState.INTERRUPTED, "the supervisor was stopped"

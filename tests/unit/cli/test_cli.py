@@ -227,11 +227,6 @@ def test_submission_check_of_nothing_is_a_finding(fleet: Fleet, tmp_path: Path) 
     assert fleet("submission", "check", "--session", "nope").returncode == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the group drops its own --session and --json when check follows: another session is checked than was named",
-)
 @pytest.mark.parametrize("option", ["--json", "--session=nope"])
 def test_options_before_submission_check_are_not_dropped(fleet: Fleet, tmp_path: Path, option: str) -> None:
     planned(tmp_path, UnitState.DONE)

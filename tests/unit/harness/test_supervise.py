@@ -343,11 +343,6 @@ def test_only_the_noted_unit_of_a_dead_supervisor_is_ended(work: Path) -> None:
         stranger.wait()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="_take leaves a running unit alone although another spec is asked for; its end counts for the new one",
-)
 def test_a_unit_that_runs_by_another_spec_starts_over(work: Path) -> None:
     supervise.start(work, queue(unit(work, "one", WAIT_FOR_GO)))
     wait(running(work, "one"))
