@@ -15,6 +15,7 @@ help:  ## Show what there is
 
 $(VENV)/.base: requirements/controller.txt pyproject.toml
 	@./.ci/venv $(PYTHON) $(VENV)
+	echo "installing the controller into $(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/controller.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

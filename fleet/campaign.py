@@ -124,7 +124,9 @@ class Campaign(Strict):
     """The whole of fleet.yml."""
 
     version: Literal[1] = Field(1, alias="schema")
-    submitter: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    submitter: str = Field(
+        min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a folder's name: no spaces"
+    )
     division: Division = Division.OPEN
     category: Category = Category.EDGE
     availability: Availability = Availability.AVAILABLE
@@ -141,7 +143,9 @@ class Campaign(Strict):
         names = [entry.name for entry in self.benchmarks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"benchmark {twice[0]} is listed twice")
-        for name in self.role_variables:
+        for name, value in self.role_variables.items():
+            if re.search(r"://[^/]*@", str(value)):
+                raise ValueError(f"role_variables: {name} holds a password; put it into pip.conf on the hosts instead")
             if name not in content.role_variables():
                 known = sorted(content.role_variables())
                 raise ValueError(f"role_variables: no role knows {name!r}{_nearest(name, known)}")

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,7 +29,8 @@ def collect(session: Session, plays: Plays, watch: Watch) -> dict[str, Collected
     watch.stage("collect", "files home, checked against their manifests")
     known, found = handoff.records(session), handoff.collected(session)
     wanted: dict[str, list[str]] = {}
-    for spec in handoff.plan(session).units:
+    specs = {spec.unit: spec for spec in handoff.plan(session).units}
+    for spec in specs.values():
         record = known.get(spec.unit)
         if spec.unit in found and found[spec.unit].complete and _is_of(session, found[spec.unit], spec):
             continue
@@ -40,6 +42,11 @@ def collect(session: Session, plays: Plays, watch: Watch) -> dict[str, Collected
     outcomes = _fetch(session, plays, watch, wanted)
     for host, units in wanted.items():
         found.update(_unpack(session, host, units, outcomes[host], known))
+        for unit in units:
+            if found[unit].complete and not _is_of(session, found[unit], specs[unit]):
+                found[unit] = replace(
+                    found[unit], complete=False, cause="it ran by another spec than was planned: fleet run"
+                )
         watch.host(host, f"{sum(found[unit].complete for unit in units)} of {len(units)} units verified", ended=True)
     session.write(session.collect / "collected.json", CollectedFile(units=found))
     return found

@@ -93,6 +93,11 @@ def planned(session: Session) -> bool:
     return (session.run / "plan.json").is_file()
 
 
+def was_quick(session: Session) -> bool:
+    """Whether the session was begun as a quick one: going on with it must not change that."""
+    return planned(session) and plan(session).quick
+
+
 def records(session: Session) -> dict[str, UnitRecord]:
     """What is known of each unit that has been looked at."""
     found = {}

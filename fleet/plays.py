@@ -6,7 +6,6 @@ unreachable host and a batch that never ran look alike in ansible-runner's statu
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -199,8 +198,3 @@ def _text(value: Any) -> str:
 def _first_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0][:500] if lines else "failed without a message"
-
-
-def forget(folder: Path) -> None:
-    """Remove ansible-runner's files of an earlier play with this name."""
-    shutil.rmtree(folder, ignore_errors=True)

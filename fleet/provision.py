@@ -69,7 +69,8 @@ def variables(session: Session, campaign: Campaign) -> dict[str, Any]:
     """Extra variables of preflight.yml and provision.yml."""
     listed = [rules.load_benchmark(entry.name) for entry in campaign.benchmarks]
     texts = requirement_texts(entry.backend for entry in campaign.benchmarks)
-    environment = _digest(json.dumps([texts, sorted(campaign.role_variables.items())], default=str).encode())
+    own = sorted(item for item in campaign.role_variables.items() if item[0].startswith("python_env_"))
+    environment = _digest(json.dumps([texts, own], default=str).encode())
     archive, harness = harness_archive(session.provision)
     return {
         "preflight_needs": {rule.name: rule.needs.model_dump() for rule in listed},
@@ -125,6 +126,7 @@ def _readiness(session: Session, item: Reachability, outcome: HostOutcome | None
     if outcome is None:
         return found
     preflight = outcome.results.get(PREFLIGHT, {})
+    cannot, warnings = preflight.get("cannot"), preflight.get("host_warnings")
     found = replace(
         found,
         state=outcome.state,
@@ -132,8 +134,8 @@ def _readiness(session: Session, item: Reachability, outcome: HostOutcome | None
         hint=_hint(outcome, item.host),
         changed=outcome.changed,
         work_dir=str(preflight.get("work_dir", "")),
-        cannot={str(name): str(reason) for name, reason in preflight.get("cannot", {}).items()},
-        warnings=tuple(str(text) for text in preflight.get("host_warnings", [])),
+        cannot={str(name): str(reason) for name, reason in (cannot if isinstance(cannot, dict) else {}).items()},
+        warnings=tuple(str(text) for text in (warnings if isinstance(warnings, list) else [])),
     )
     if DESCRIBE in outcome.results:
         return _keep_facts(session, found, str(outcome.results[DESCRIBE].get("stdout", "")))

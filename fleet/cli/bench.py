@@ -24,9 +24,7 @@ def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool
     session, file = options.for_campaign(base, session_id, campaign_file, new=True)
     found: dict[str, Any] = {}
     refused = ""
-    with options.outing(
-        session, file, quiet=as_json, quick=quick or (handoff.planned(session) and handoff.plan(session).quick)
-    ) as outing:
+    with options.outing(session, file, quiet=as_json, quick=quick or handoff.was_quick(session)) as outing:
         for name, stage in pipeline.STAGES.items():
             try:
                 found[name] = stage(outing)

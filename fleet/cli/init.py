@@ -1,6 +1,7 @@
 """fleet init."""
 
-import getpass
+import os
+import pwd
 import socket
 from importlib import resources
 from pathlib import Path
@@ -21,9 +22,8 @@ def command(file: Path, local: bool, force: bool) -> ExitCode:
         raise CampaignError(f"{file} exists already", hint=f"edit it, or: fleet init --force {file}")
     name = "local" if local else "example"
     text = resources.files("fleet.cli").joinpath("templates", f"{name}.yml").read_text(encoding="utf-8")
-    text = text.replace("THIS_HOST", socket.gethostname().split(".")[0] or "this-machine").replace(
-        "YOUR_USER", getpass.getuser()
-    )
+    text = text.replace("THIS_HOST", socket.gethostname().split(".")[0] or "this-machine")
+    text = text.replace("YOUR_USER", _user())
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
@@ -31,3 +31,10 @@ def command(file: Path, local: bool, force: bool) -> ExitCode:
     output.say(f"wrote {file}")
     output.say(f"next:  {'fleet bench --quick' if local else f'edit {file}, then: fleet check'}")
     return ExitCode.OK
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return "me"

@@ -82,8 +82,10 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _say("fleet: interrupted")
         code = ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        code = ExitCode.OK
+    except OSError as error:
+        _say(f"fleet: {error.strerror or error}: {error.filename or 'the controller'}")
+        _say("next:  look at permissions and free space there")
+        code = ExitCode.ERROR
     sys.exit(int(code) if isinstance(code, int) else 0)
 
 

@@ -14,6 +14,7 @@ from fleet import campaign as campaigns
 from fleet import session as sessions
 from fleet.cli import output
 from fleet.errors import SessionError
+from fleet.inventory import static
 from fleet.pipeline import Outing
 from fleet.session import Session
 
@@ -68,20 +69,25 @@ def existing(base: Path, session_id: str | None) -> Session:
     return newest
 
 
-def for_campaign(base: Path, session_id: str | None, file: Path, *, new: bool) -> tuple[Session, Path]:
+def for_campaign(
+    base: Path, session_id: str | None, file: Path, *, new: bool, create: bool = True
+) -> tuple[Session, Path]:
     """The session to work in, and the campaign file it goes with.
 
     A named session keeps the campaign it was made with. Without a name: a new one when `new`, else the newest when it
-    was made from this very campaign, else a new one.
+    was made from this very campaign, else a new one, or SessionError where `create` is off.
     """
     if session_id and (base / session_id).is_dir():
         session = existing(base, session_id)
         return session, Path(str(session.about().get("campaign_file") or session.campaign_file))
     text = campaigns.read_text(file)
-    campaigns.load_text(text, str(file))
+    # Everything that can be wrong with fleet.yml is found before there is a session: nothing is left half made.
+    static.hosts(campaigns.load_text(text, str(file)), base=file.resolve().parent, source=str(file))
     newest = None if new or session_id else sessions.latest(base)
     if newest is not None and newest.campaign_file.read_text(encoding="utf-8") == text:
         return newest, file
+    if not create:
+        raise SessionError(f"no session of {file} as it is now", hint="fleet provision")
     made = sessions.create(base, text, name=session_id, campaign_file=file)
     output.say(f"session {made.id} in {made.root}")
     return made, file

@@ -82,7 +82,13 @@ def watching(*, quiet: bool) -> Iterator[Watch]:
             watch.live = live
             yield watch
     else:
-        yield _PlainWatch()
+        plain = _PlainWatch()
+        ticker = threading.Thread(target=plain.tick, daemon=True)
+        ticker.start()
+        try:
+            yield plain
+        finally:
+            plain.ended.set()
 
 
 class _PlainWatch:
@@ -92,10 +98,23 @@ class _PlainWatch:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._last: dict[str, tuple[str, float]] = {}
+        self._busy: dict[str, float] = {}
+        self.ended = threading.Event()
+
+    def tick(self) -> None:
+        """Say now and then who is still at the same thing: silence looks like death."""
+        while not self.ended.wait(PLAIN_SECONDS):
+            with self._lock:
+                now = time.monotonic()
+                still = {host: self._last[host][0] for host, when in self._busy.items() if now - when >= PLAIN_SECONDS}
+            for host, what in still.items():
+                self._print(f"  {host}: {what}, still")
 
     def stage(self, name: str, text: str) -> None:
         """A stage begins."""
-        self._last.clear()
+        with self._lock:
+            self._last.clear()
+            self._busy.clear()
         self._print(f"{name}: {text}")
 
     def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
@@ -103,6 +122,9 @@ class _PlainWatch:
         what = text.partition(",")[0]
         now = time.monotonic()
         with self._lock:
+            self._busy.pop(host, None)
+            if not ended:
+                self._busy[host] = now
             before, when = self._last.get(host, ("", 0.0))
             if what == before and now - when < PLAIN_SECONDS and not ended:
                 return

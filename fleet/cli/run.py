@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fleet import pipeline
+from fleet import handoff, pipeline
 from fleet.cli import options, output, tables
 from fleet.errors import ExitCode
 
@@ -20,8 +20,8 @@ def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool
     Units run detached on their hosts: if this command dies, run it again and it goes on. Units that are done
     are not run again.
     """
-    session, file = options.for_campaign(base, session_id, campaign_file, new=False)
-    with options.outing(session, file, quiet=as_json, quick=quick) as outing:
+    session, file = options.for_campaign(base, session_id, campaign_file, new=False, create=False)
+    with options.outing(session, file, quiet=as_json, quick=quick or handoff.was_quick(session)) as outing:
         found = pipeline.measure(outing)
     if as_json:
         output.print_json(found)

@@ -48,7 +48,8 @@ def check_command(session_id: str | None, base: Path, official: Path | None, as_
 
     With --official, MLCommons' own checker is run as well and its rows are counted: an empty tree passes it.
     """
-    from fleet.submission import check
+    from fleet.results.records import SessionResults
+    from fleet.submission import check, select
     from fleet.submission import official as official_checker
     from fleet.submission.findings import has_errors
 
@@ -56,10 +57,13 @@ def check_command(session_id: str | None, base: Path, official: Path | None, as_
     round_ = rules.load_round(campaigns.load(session.campaign_file).round)
     findings = list(check.check(session, round_))
     if official:
-        expected = len(list(session.submission.glob("*/*/results/*/*/*/performance/run_1")))
+        # What should be in the tree, from the results; a result that never reached it must not go unnoticed.
+        expected = len(
+            select.select(session.read(session.results / "results.json", SessionResults), session.root).entries
+        )
         verdict = official_checker.official(session.submission, official, round_, expected)
         findings += verdict.findings
-        output.say(f"official checker: {verdict.rows} rows, {expected} performance results in the tree")
+        output.say(f"official checker: {verdict.rows} rows, {expected} performance results to submit")
     if as_json:
         output.print_json(findings)
     elif findings:

@@ -86,7 +86,8 @@ def _why(both: Sequence[Any]) -> str:
 def results_code(found: Any) -> ExitCode:
     """3 when a host or unit is missing, 5 when a result is INVALID; the more serious wins."""
     codes = [units_code(found.units)]
-    if any(system.state is not HostState.READY for system in found.systems):
+    measured = {unit.host for unit in found.units if unit.state is UnitState.DONE}
+    if any(system.state is not HostState.READY and system.host not in measured for system in found.systems):
         codes.append(ExitCode.MISSING)
     if any(unit.summary is not None and unit.summary.valid is False for unit in found.units):
         codes.append(ExitCode.INVALID)

@@ -260,12 +260,12 @@ def read_spec(path: Path) -> RunSpec:
     Raises ValueError when it was written by a newer fleet or lacks a field.
     """
     data = json.loads(path.read_text(encoding="utf-8"))
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: schema {data.get('schema')}, this harness reads {SCHEMA}: run `fleet provision`")
-    data["scenario"] = Scenario(data["scenario"])
-    data["mode"] = Mode(data["mode"])
-    data["labels"] = tuple(data["labels"])
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: not a run spec of schema {SCHEMA}: run `fleet provision`")
     try:
+        data["scenario"] = Scenario(data["scenario"])
+        data["mode"] = Mode(data["mode"])
+        data["labels"] = tuple(data["labels"])
         return RunSpec(**data)
-    except TypeError as error:
+    except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error

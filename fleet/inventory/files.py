@@ -10,7 +10,6 @@ from fleet.campaign import Campaign
 from fleet.inventory import reach, static
 from fleet.inventory.hosts import GROUPS, Host, Reachability
 from fleet.session import Session
-from fleet.terms import HostState
 
 HEADER = "# Made by `fleet inventory` from fleet.yml; edit that. Plain Ansible: ansible-playbook -i hosts.yml …\n"
 
@@ -31,7 +30,7 @@ def to_ansible(hosts: Sequence[Host], reachable: Sequence[Reachability], campaig
 
 
 def _variables(host: Host, found: Reachability | None, campaign: Campaign) -> dict[str, Any]:
-    values: dict[str, Any] = {"fleet_kind": str(host.kind), "ansible_connection": host.connection}
+    values: dict[str, Any] = {"ansible_connection": host.connection}
     if host.connection == "ssh":
         values["ansible_host"] = host.address
         values["ansible_user"] = host.user
@@ -77,8 +76,3 @@ def make(session: Session, campaign: Campaign, *, base: Path, source: str) -> tu
     found = reach.probe_all(listed)
     write(session, listed, found, campaign)
     return found
-
-
-def usable(session: Session) -> list[str]:
-    """Names of the hosts that answered the last probe."""
-    return [item.host for item in reachability(session) if item.state is HostState.READY]

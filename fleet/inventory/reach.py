@@ -6,6 +6,7 @@ The probe before any Ansible says why a host cannot be used; the run stage polls
 import base64
 import hashlib
 import os
+import re
 import shlex
 import signal
 import socket
@@ -168,8 +169,9 @@ def _connect(host: Host) -> paramiko.SSHClient:
     keys = [name for name in target.identity_files if Path(name).is_file()]
     try:
         client.connect(
+            # An alias stands in known_hosts without a port; the socket is open already, so the port only names the key.
             target.host_key_alias or target.hostname,
-            port=target.port,
+            port=paramiko.config.SSH_PORT if target.host_key_alias else target.port,
             username=target.user,
             key_filename=keys,  # type: ignore[arg-type]  # its documentation allows a list
             look_for_keys=False,
@@ -191,7 +193,7 @@ def _connect(host: Host) -> paramiko.SSHClient:
 
 def _open_socket(target: ssh_config.Target) -> "socket.socket | paramiko.ProxyCommand":
     if target.proxy_command:
-        return paramiko.ProxyCommand(target.proxy_command)
+        return paramiko.ProxyCommand(shlex.join(["/bin/sh", "-c", f"exec {target.proxy_command}"]))
     return socket.create_connection((target.hostname, target.port), timeout=target.connect_timeout)
 
 
@@ -201,7 +203,7 @@ def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreach
     by_hand = _ssh_command(host)
     if isinstance(error, paramiko.BadHostKeyException):
         name = target.host_key_alias or target.hostname
-        entry = name if target.port == paramiko.config.SSH_PORT else f"[{name}]:{target.port}"
+        entry = name if target.host_key_alias or target.port == paramiko.config.SSH_PORT else f"[{name}]:{target.port}"
         held = next((known for known in target.known_hosts if Path(known).is_file()), "~/.ssh/known_hosts")
         return Unreachable(
             HostState.CHANGED_KEY,
@@ -266,8 +268,8 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
         if key == "hostname":
             found = replace(found, hostname=value)
         elif key == "home":
-            found = replace(found, home=value)
-        elif key == "free-kib" and value.isdecimal() and int(value) < ANSIBLE_NEEDS_KIB:
+            found = replace(found, home=_path(value))
+        elif key == "free-kib" and re.fullmatch("[0-9]{1,15}", value) and int(value) < ANSIBLE_NEEDS_KIB:
             raise Unreachable(
                 HostState.NOT_READY,
                 f"disk full: {int(value) / 1024:.0f} MiB free for {host.user or 'the user'}'s files or in /tmp",
@@ -277,7 +279,7 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
             found = replace(found, machine_id=value)
         elif key == "python":
             version, _, path = value.partition(" ")
-            pythons.append((version, path))
+            pythons.append((version, _path(path)))
     wanted = ".".join(map(str, PYTHON_MINIMUM))
     for version, path in pythons:
         if _version(version) >= PYTHON_MINIMUM:
@@ -291,12 +293,22 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
     )
 
 
+def _path(text: str) -> str:
+    """A path that a host names, as it goes into the inventory, where Ansible would run a template in it.
+
+    Raises Unreachable when it is anything but a plain absolute path.
+    """
+    if not re.fullmatch(r"/[A-Za-z0-9._/+@-]{0,500}", text):
+        raise Unreachable(HostState.NOT_READY, f"it names {text[:80]!r} as a path", "look at that host's HOME and PATH")
+    return text
+
+
 def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
+    return tuple(int(part) for part in re.findall("[0-9]{1,3}", text)[:3])
 
 
 def probe_all(hosts: Iterable[Host]) -> tuple[Reachability, ...]:
-    """Probe hosts in parallel; one answer per host, in order. Two hosts with one machine-id are both told."""
+    """Probe hosts in parallel; one answer per host, in order."""
     listed = list(hosts)
     with ThreadPoolExecutor(max_workers=min(32, max(1, len(listed)))) as pool:
         return tuple(pool.map(probe, listed))

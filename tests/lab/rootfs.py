@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.requirements import Requirement
+
 from tests.lab import cgroups
 from tests.lab.commands import readable_files
 
@@ -76,12 +78,25 @@ def wheelhouse(requirements: Iterable[Path]) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(target)]
         if sys.version_info[:2] != PYTHON:
             command += ["--only-binary=:all:", "--python-version", ".".join(map(str, PYTHON))]
-        for file in files:
-            command += ["--requirement", str(file)]
+        # pip judges markers by the Python it runs in; the hosts' may be another.
+        lines = [line for file in files for line in _for_hosts(file.read_text(encoding="utf-8"))]
+        (target / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command += ["--requirement", str(target / "requirements.txt")]
         _checked(command, "pip download", _BUILD_SECONDS)
 
     digest = _digest([str(PYTHON).encode(), platform.machine().encode(), *(file.read_bytes() for file in files)])
     return _built_once(f"wheelhouse-{digest}", download)
+
+
+def _for_hosts(text: str) -> Iterator[str]:
+    """The requirements of a pinned file that hold for the hosts' Python, without their markers."""
+    version = ".".join(map(str, PYTHON))
+    environment = {"python_version": version, "python_full_version": f"{version}.0"}
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            wanted = Requirement(line)
+            if wanted.marker is None or wanted.marker.evaluate(environment):
+                yield f"{wanted.name}{wanted.specifier}"
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -19,7 +19,7 @@ from fleet.plays import HostOutcome, PlayEvent, PlayRequest
 from fleet.session import Session
 from fleet.terms import HostKind, HostState
 
-MINIMAL = "submitter: Example Lab\nbenchmarks: [{name: tiny-bert}]\nhosts: [{name: h01, kind: server}]\n"
+MINIMAL = "submitter: ExampleLab\nbenchmarks: [{name: tiny-bert}]\nhosts: [{name: h01, kind: server}]\n"
 
 
 @dataclass

@@ -26,7 +26,7 @@ def refusal(text: str) -> str:
 
 def test_a_minimal_campaign_gets_the_documented_defaults() -> None:
     found = campaign.load_text(MINIMAL, "fleet.yml")
-    assert (found.submitter, found.division, found.category) == ("Example Lab", Division.OPEN, Category.EDGE)
+    assert (found.submitter, found.division, found.category) == ("ExampleLab", Division.OPEN, Category.EDGE)
     assert (found.round, found.work_dir, found.version) == ("v6.1", "~/.mlperf-fleet", 1)
     (benchmark,) = found.benchmarks
     assert benchmark.backend == "pytorch"
@@ -162,7 +162,7 @@ def test_a_list_as_key_is_refused() -> None:
 
 
 def test_an_impossible_date_is_refused() -> None:
-    refusal(MINIMAL.replace("Example Lab", "2024-13-45"))
+    refusal(MINIMAL.replace("ExampleLab", "2024-13-45"))
 
 
 @pytest.mark.parametrize("key", ["scenarios: [Offline, Offline]", "modes: [accuracy, accuracy]"])

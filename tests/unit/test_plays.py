@@ -172,7 +172,7 @@ def test_no_hosts_is_no_play(tmp_path: Path) -> None:
 
 
 LOCAL = """
-submitter: Example Lab
+submitter: ExampleLab
 benchmarks: [{name: tiny-bert}]
 hosts: [{name: here, kind: server, connection: local, python: PYTHON}]
 work_dir: WORK
@@ -216,10 +216,3 @@ def test_a_play_that_cannot_start_is_a_play_error(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(PlayError, match="no_such_role"):
         AnsiblePlays().run(request, lambda _: None)
-
-
-def test_forget_removes_a_plays_files(tmp_path: Path) -> None:
-    (tmp_path / "p" / "artifacts").mkdir(parents=True)
-    plays.forget(tmp_path / "p")
-    assert not (tmp_path / "p").exists()
-    plays.forget(tmp_path / "p")

@@ -7,7 +7,7 @@ import alone takes longer than a short unit. tests/unit/harness/test_pytorch.py 
 import contextlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,22 @@ def state_dict(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     return {ours: weights[theirs] for ours, theirs in names.items()}
 
 
+@contextlib.contextmanager
+def _uninitialised() -> Iterator[None]:
+    """Build layers without drawing random weights that are replaced at once.
+
+    Not torch.device("meta"): its first random draw imports a second's worth of torch.
+    """
+    kept = {kind: kind.reset_parameters for kind in (nn.Linear, nn.Embedding)}
+    try:
+        for kind in kept:
+            kind.reset_parameters = lambda _: None
+        yield
+    finally:
+        for kind, method in kept.items():
+            kind.reset_parameters = method
+
+
 class PytorchBackend:
     """A BERT on CPU or CUDA. Options: device, dtype, batch_size, threads."""
 
@@ -138,7 +154,7 @@ class PytorchBackend:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         if config.get("hidden_act", "gelu") != "gelu":
             raise ValueError(f"config.json: hidden_act {config['hidden_act']!r}, this backend computes gelu")
-        with torch.device("meta"):
+        with _uninitialised():
             model = BertForQuestionAnswering(config)
         weights = state_dict(load_file(model_dir / "model.safetensors"), config["num_hidden_layers"])
         model.load_state_dict(weights, assign=True)

@@ -6,7 +6,9 @@ One fat module, because a task costs a second on a busy host and this one runs b
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -47,6 +49,31 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def environment(work_dir: Path) -> str:
+    """Name of the environment in use; nothing when its Python is gone or is another than this one."""
+    try:
+        config = (work_dir / "venv" / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    whole = (work_dir / "venv" / "bin" / "python").exists() and f"version = {platform.python_version()}" in config
+    return link_name(work_dir / "venv") if whole else ""
+
+
+def busy(work_dir: Path) -> str:
+    """The unit that runs here right now, by its folder; nothing when the host is free."""
+    try:
+        with (work_dir / "supervisor.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            return json.loads((work_dir / "supervisor.lock").read_text(encoding="utf-8"))["folder"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return "a unit"
+    except OSError:
+        pass
+    return ""
+
+
 def link_name(path: Path) -> str:
     """The last part of a link's target, or nothing."""
     return path.readlink().name if path.is_symlink() and path.exists() else ""
@@ -58,7 +85,7 @@ def stamps(work_dir: Path) -> dict[str, object]:
     for path in sorted(work_dir.glob("assets/*/.complete")):
         assets[path.parent.name] = path.read_text(encoding="utf-8").strip()
     return {
-        "python_env": link_name(work_dir / "venv"),
+        "python_env": environment(work_dir),
         "harness": link_name(work_dir / "harness" / "current"),
         "assets": assets,
     }
@@ -98,6 +125,8 @@ def problems(work_dir: Path, free: int, params: dict, done: dict[str, object]) -
     wanted = params["spare_gib"] if converged else max(largest, params["spare_gib"])
     if free < wanted * GIB:
         found.append(f"{free / GIB:.2f} GiB free for {work_dir}, {wanted:g} GiB needed: free some space there")
+    if not converged and (running := busy(work_dir)):
+        found.append(f"{running} is still running here, and its environment would be replaced: wait for it")
     if params["on_battery"] == "stop" and on_battery():
         found.append("on battery: plug the charger in")
     return found
@@ -132,8 +161,6 @@ def main() -> None:
         "work_dir": str(work_dir),
         "free_bytes": free,
         "memory_bytes": memory["MemTotal"],
-        "memory_available_bytes": memory.get("MemAvailable", 0),
-        "architecture": platform.machine(),
         "python": platform.python_version(),
         "cannot": cannot,
         "host_warnings": warnings,

@@ -61,6 +61,10 @@ def install(folder: Path, params: dict) -> None:
     """Make the environment in `folder`."""
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     environment.pop("PYTHONPATH", None)
+    # pip unpacks gigabytes there, and /tmp is often a small tmpfs.
+    scratch = folder.parent.parent / "tmp"
+    scratch.mkdir(exist_ok=True)
+    environment["TMPDIR"] = str(scratch)
     command([params["python"] or sys.executable, "-m", "venv", str(folder)], environment)
     # Bytecode is written by the first import of what is really used; compiling all of torch takes longer than unpacking it.
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-compile", "--no-cache-dir"]
@@ -92,8 +96,6 @@ def main() -> None:
     params = module.params
     work_dir = Path(params["work_dir"]).expanduser()
     link, folder = work_dir / "venv", work_dir / "venvs" / params["digest"]
-    if link.is_symlink() and link.readlink() == folder and (folder / "bin" / "python").exists():
-        module.exit_json(changed=False)
     if module.check_mode:
         module.exit_json(changed=True)
     try:

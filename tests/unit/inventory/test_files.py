@@ -16,7 +16,7 @@ from fleet.terms import HostKind, HostState
 from tests.unit.fakes import scene
 
 CAMPAIGN = """
-submitter: Example Lab
+submitter: ExampleLab
 benchmarks: [{name: tiny-bert}]
 hosts:
 - {name: a, kind: server, address: 10.0.0.1, user: me, port: 2222, identity_file: ~/.ssh/k}

@@ -11,7 +11,7 @@ from fleet.inventory import ssh_config, static
 
 
 def campaign(hosts: str, extra: str = "") -> Campaign:
-    text = f"submitter: Example Lab\nbenchmarks: [{{name: tiny-bert}}]\nhosts:\n{hosts}{extra}"
+    text = f"submitter: ExampleLab\nbenchmarks: [{{name: tiny-bert}}]\nhosts:\n{hosts}{extra}"
     return campaigns.load_text(text, "fleet.yml")
 
 

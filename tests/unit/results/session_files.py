@@ -96,7 +96,7 @@ def spec(host: str, unit: Unit, *, quick: bool = False, **changes: Any) -> RunSp
 
 def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: dict[str, str] | None = None) -> Session:
     """The folder as the stages up to collect leave it."""
-    campaign = "submitter: Example Lab\nbenchmarks: [{name: tiny-bert}]\nhosts:\n"
+    campaign = "submitter: ExampleLab\nbenchmarks: [{name: tiny-bert}]\nhosts:\n"
     campaign += "".join(f"- {{name: {host.name}, kind: {host.kind}}}\n" for host in hosts)
     made = sessions.create(base, campaign, name="20261123-150000")
     rows = [

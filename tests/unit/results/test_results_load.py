@@ -36,7 +36,7 @@ def test_a_full_session(tmp_path: Path) -> None:
     assert {unit.system_id for unit in found.units} == {"a", "b"}
     assert all(unit.accuracy["F1"] == 87.4417 for unit in found.units if unit.mode is Mode.ACCURACY)
     assert found.systems[0].description["framework"] == "PyTorch 2.13.0"
-    assert (found.submitter, found.division, found.round) == ("Example Lab", "open", "v6.1")
+    assert (found.submitter, found.division, found.round) == ("ExampleLab", "open", "v6.1")
 
 
 def test_a_lost_host_keeps_its_place_and_its_units(tmp_path: Path) -> None:

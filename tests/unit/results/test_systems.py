@@ -25,7 +25,7 @@ def described(name: str, notes: dict[str, str] | None = None, **changes: Any) ->
     return describe(
         facts(name, **changes),
         notes or {},
-        submitter="Example Lab",
+        submitter="ExampleLab",
         division="open",
         category="edge",
         availability="available",
