@@ -5,7 +5,7 @@ A host's answer is not trusted: what cannot be read counts as no answer, never a
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +19,8 @@ from fleet.watch import Watch
 
 HOSTS_A_SECOND = 16
 """Questions asked a second, at the most; each costs about 3 ms of CPU. Up to so many hosts are asked once a second."""
+SETTLED_S, SETTLED_TIMES = 60.0, 5
+"""Once every unit has run for so long, hosts are asked so many times less often: a question costs them CPU as well."""
 STALE_S = 45.0
 """A unit whose supervisor was last alive longer ago, by its host's own clock, has lost it."""
 CONFIRM_S = 5.0
@@ -66,7 +68,6 @@ def poll(
     lost_after_s: float,
 ) -> None:
     """Keep `known` up to date, and `note` every change of state, until each unit has ended or its host is lost."""
-    interval = max(1.0, len(polled) / HOSTS_A_SECOND)
     waiting = {item.host.name: item for item in polled}
     asked: dict[str, Future[reach.Answer]] = {}
     pool = ThreadPoolExecutor(max_workers=min(32, max(1, len(polled))))
@@ -76,7 +77,7 @@ def poll(
                 # A host that has not answered the last question is not asked another, and holds nobody up.
                 if name not in asked:
                     asked[name] = pool.submit(_ask, item, token)
-            time.sleep(interval)
+            time.sleep(_interval(waiting.values(), known))
             for name in [name for name, future in asked.items() if future.done()]:
                 _take_answer(waiting[name], asked.pop(name), known, note)
                 _tell(watch, waiting[name], known)
@@ -89,6 +90,19 @@ def poll(
         pool.shutdown(wait=False, cancel_futures=True)
         for item in waiting.values():
             _close(item)
+
+
+def _interval(waiting: Collection[Polled], known: dict[str, UnitRecord]) -> float:
+    """Seconds between two questions to a host."""
+    usual = max(1.0, len(waiting) / HOSTS_A_SECOND)
+    running = [known[unit].status for item in waiting for unit in item.units if known[unit].state is UnitState.RUNNING]
+    settled = len(running) >= len(waiting) and all(status and _age(status) > SETTLED_S for status in running)
+    return usual * SETTLED_TIMES if settled else usual
+
+
+def _age(status: UnitStatus) -> float:
+    """Seconds that a unit has run, by its host's clock."""
+    return max(0.0, (status.heartbeat_at or 0.0) - (status.started_at or 0.0))
 
 
 def _ask(item: Polled, token: str) -> reach.Answer:
@@ -209,7 +223,7 @@ def _tell(watch: Watch, item: Polled, known: dict[str, UnitRecord]) -> None:
     for number, unit in enumerate(item.units, start=1):
         status = known[unit].status
         if status is not None and status.state is UnitState.RUNNING:
-            spent = max(0.0, (status.heartbeat_at or 0.0) - (status.started_at or 0.0))
+            spent = _age(status)
             fraction = min(0.99, spent / status.expected_s) if status.expected_s > 0 else None
             short = unit.removeprefix(item.host.name + ".")
             text = f"{short} ({number}/{len(item.units)}), {status.samples_done} samples, {spent:.0f} s"
