@@ -180,7 +180,7 @@ def _update(record: UnitRecord, word: Word, stale: dict[str, float]) -> UnitReco
         # Once may be a clock that was set or a machine that slept; it must still be so a while later.
         since = stale.setdefault(record.unit, time.monotonic())
         if time.monotonic() - since < CONFIRM_S:
-            return replace(record, status=status)
+            return replace(record, state=status.state, status=status)
     else:
         stale.pop(record.unit, None)
     return replace(record, state=state, cause=cause, status=status)

@@ -268,7 +268,7 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
         if key == "hostname":
             found = replace(found, hostname=value)
         elif key == "home":
-            found = replace(found, home=_path(value))
+            found = replace(found, home=value)
         elif key == "free-kib" and re.fullmatch("[0-9]{1,15}", value) and int(value) < ANSIBLE_NEEDS_KIB:
             raise Unreachable(
                 HostState.NOT_READY,
@@ -279,11 +279,11 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
             found = replace(found, machine_id=value)
         elif key == "python":
             version, _, path = value.partition(" ")
-            pythons.append((version, _path(path)))
+            pythons.append((version, path))
     wanted = ".".join(map(str, PYTHON_MINIMUM))
     for version, path in pythons:
         if _version(version) >= PYTHON_MINIMUM:
-            return replace(found, python=path, python_version=version)
+            return replace(found, python=_path(path), home=_path(found.home or "/"), python_version=version)
     install = f"install Python {wanted} on {host.name} (Debian, Ubuntu: sudo apt-get install python3 python3-venv)"
     if host.python:
         return replace(found, state=HostState.NOT_READY, cause=f"no usable Python at {host.python}", hint=install)

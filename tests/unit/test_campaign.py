@@ -165,6 +165,21 @@ def test_an_impossible_date_is_refused() -> None:
     refusal(MINIMAL.replace("ExampleLab", "2024-13-45"))
 
 
+@pytest.mark.parametrize("name", ["Example Lab", "'Lab '", "' Lab'", "a/b", ".hidden"])
+def test_a_submitter_that_is_no_plain_folder_is_refused(name: str) -> None:
+    assert "submitter" in refusal(MINIMAL.replace("ExampleLab", name))
+
+
+@pytest.mark.parametrize("name", ["python_env_index_url", "python_env_extra_index_url", "python_env_torch_index_url"])
+@pytest.mark.parametrize("who", ["me:hunter2", "hunter2"])
+def test_a_password_in_a_role_variable_is_refused_and_not_repeated(name: str, who: str) -> None:
+    said = refusal(MINIMAL + f"role_variables: {{{name}: 'https://{who}@pypi.lab/simple'}}\n")
+    assert f"{name} holds a password" in said
+    assert "hunter2" not in said
+    plain = campaign.load_text(MINIMAL + f"role_variables: {{{name}: 'https://pypi.lab/a@b'}}\n", "fleet.yml")
+    assert plain.role_variables == {name: "https://pypi.lab/a@b"}
+
+
 @pytest.mark.parametrize("key", ["scenarios: [Offline, Offline]", "modes: [accuracy, accuracy]"])
 def test_a_scenario_or_mode_listed_twice_is_refused(key: str) -> None:
     refusal(MINIMAL.replace("name: tiny-bert", f"name: tiny-bert, {key}"))
@@ -193,6 +208,6 @@ def test_a_hosts_own_loadgen_settings_win_key_by_key() -> None:
 @pytest.mark.parametrize("name", ["example", "local"])
 def test_the_templates_of_init_are_campaigns(name: str) -> None:
     text = resources.files("fleet.cli").joinpath("templates", f"{name}.yml").read_text(encoding="utf-8")
-    found = campaign.load_text(text.replace("@HOST@", "my-laptop").replace("@USER@", "me"), name)
+    found = campaign.load_text(text.replace("THIS_HOST", "my-laptop").replace("YOUR_USER", "me"), name)
     assert found.benchmarks[0].name == "tiny-bert"
     assert found.hosts[0].connection == ("local" if name == "local" else "ssh")

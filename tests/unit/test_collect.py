@@ -101,8 +101,7 @@ def test_modes_and_owners_of_the_host_are_not_taken_over(tmp_path: Path) -> None
 def unit_folder(folder: Path, unit: str | None = None, **changes: Any) -> RunManifest:
     """A unit as its host leaves it."""
     (folder / "sub").mkdir(parents=True)
-    spec = make_spec("h01", Unit())
-    write_json(folder / "run_spec.json", spec)
+    write_json(folder / "run_spec.json", spec_of(unit or folder.name))
     (folder / "mlperf_log_detail.txt").write_bytes(b":::MLLOG {}\n" * 5)
     (folder / "sub" / "empty").write_bytes(b"")
     manifest = RunManifest(
@@ -263,6 +262,15 @@ def test_a_unit_that_ran_again_by_another_spec_is_fetched_again(tmp_path: Path) 
     session.write(session.run / "plan.json", Plan(quick=False, units=(longer,)))
     collect.collect(session, plays, RecordingWatch())
     assert [list(request.hosts) for request in plays.requests] == [["h01"], ["h01"]]
+
+
+def test_a_unit_that_ran_by_another_spec_than_planned_is_not_complete(tmp_path: Path) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    longer = replace(spec_of(UNIT), user_conf="*.Offline.min_duration = 600000\n")
+    session.write(session.run / "plan.json", Plan(quick=False, units=(longer,)))
+    found = collect.collect(session, FakePlays(during=sends(tmp_path / "host", UNIT)), RecordingWatch())[UNIT]
+    assert (found.complete, found.cause) == (False, "it ran by another spec than was planned: fleet run")
 
 
 def test_units_that_never_ran_have_their_cause(tmp_path: Path) -> None:

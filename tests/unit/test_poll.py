@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -25,8 +26,14 @@ RUNNING = status("h01.u", UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll, "FIRST_S", 0.01)
-    monkeypatch.setattr(poll, "LAST_S", 0.02)
+    # Its module alone: a connection of a test sleeps as long as it says.
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: time.sleep(seconds / 100))
+    monkeypatch.setattr(poll, "time", clock)
+
+
+@pytest.fixture
+def dead_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poll, "CONFIRM_S", 0.0)
 
 
 Asked = Callable[..., dict[str, UnitRecord]]
@@ -133,10 +140,11 @@ def beat(at: float, boot: str = "boot-1") -> SupervisorBeat:
     [
         (1000, "boot-2", (UnitState.INTERRUPTED, "the host was rebooted")),
         (1100, "boot-2", (UnitState.INTERRUPTED, "the host was rebooted")),
-        (1100, "boot-1", (UnitState.FAILED, "its supervisor died")),
+        (1100, "boot-1", (UnitState.FAILED, "its supervisor died, or its disk is full")),
     ],
 )
 @pytest.mark.parametrize("last", [None, 500.0, 990.0])
+@pytest.mark.usefixtures("dead_at_once")
 def test_queued_units_end_when_nobody_will_ever_run_them(
     asked: Asked, last: float | None, now: int, boot: str, expected: tuple[UnitState, str]
 ) -> None:
@@ -146,6 +154,35 @@ def test_queued_units_end_when_nobody_will_ever_run_them(
     found = asked(h01=FakeConnection([said]), units=("a", "b"))
     assert (found["h01.b"].state, found["h01.b"].cause) == expected
     assert found["h01.a"].cause == "killed by SIGKILL"
+
+
+def test_one_stale_answer_alone_is_no_verdict(asked: Asked) -> None:
+    stale, fresh = answer(RUNNING, now=1100), answer(RUNNING)
+    noted: list[UnitRecord] = []
+    asked(h01=FakeConnection([fresh, stale, fresh, stale, stale, answer(status("h01.u"))]), noted=noted)
+    assert [record.state for record in noted] == [UnitState.RUNNING, UnitState.DONE]
+
+
+def test_a_supervisor_that_looks_dead_long_enough_is(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poll, "CONFIRM_S", 0.05)
+    connection = FakeConnection([answer(RUNNING), answer(RUNNING, now=1100)])
+    assert asked(h01=connection)["h01.u"].state is UnitState.FAILED
+    assert len(connection.commands) >= 3
+
+
+@pytest.mark.parametrize(("hosts", "interval"), [(1, 1.0), (16, 1.0), (64, 4.0)])
+def test_many_hosts_are_asked_less_often(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, hosts: int, interval: float
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(poll, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    asked(**{f"h{number}": FakeConnection([answer(status(f"h{number}.u"))]) for number in range(hosts)})
+    assert set(slept) == {interval}
 
 
 def word(now: float = 1000.0, boot: str = "b", last: SupervisorBeat | None = None) -> Word:

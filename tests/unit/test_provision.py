@@ -146,6 +146,13 @@ def test_variables_change_with_what_is_wanted_only(tmp_path: Path) -> None:
     assert provision.variables(index.session, index.campaign)["python_env_digest"] != first["python_env_digest"]
 
 
+@pytest.mark.parametrize("own", ["preflight_spare_gib: 1", "assets_timeout: 60", "preflight_on_battery: stop"])
+def test_variables_of_other_roles_make_no_other_environment(tmp_path: Path, own: str) -> None:
+    plain, made = scene(tmp_path / "1"), scene(tmp_path / "2", MINIMAL + f"role_variables: {{{own}}}\n")
+    first = provision.variables(plain.session, plain.campaign)
+    assert provision.variables(made.session, made.campaign)["python_env_digest"] == first["python_env_digest"]
+
+
 def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:
     made = scene(tmp_path)
     events = [

@@ -126,6 +126,27 @@ def test_a_wrong_campaign_is_two_and_starts_nothing(fleet: Fleet, tmp_path: Path
     assert not (tmp_path / "sessions").exists()
 
 
+def test_a_host_listed_twice_is_two_and_leaves_no_session(fleet: Fleet, tmp_path: Path) -> None:
+    twice = "hosts: [{name: 'h[01-02]', kind: server}, {name: h01, kind: server}]"
+    text = MINIMAL.replace("hosts: [{name: h01, kind: server}]", twice)
+    (tmp_path / "fleet.yml").write_text(text, encoding="utf-8")
+    for verb in ("bench", "inventory", "check", "provision"):
+        done = fleet(verb)
+        assert done.returncode == 2
+        assert "h01" in done.stderr
+        assert not (tmp_path / "sessions").exists()
+
+
+def test_run_without_a_session_that_fits_is_one_with_the_next_command(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yml").write_text(MINIMAL, encoding="utf-8")
+    said = Done(1, "", "fleet: no session of fleet.yml as it is now\nnext:  fleet provision\n")
+    assert fleet("run") == said
+    assert not (tmp_path / "sessions").exists()
+    scene(tmp_path, MINIMAL.replace("h01", "h02"))
+    assert fleet("run") == said
+    assert [path.name for path in (tmp_path / "sessions").iterdir()] == ["s1"]
+
+
 @pytest.mark.parametrize("verb", ["status", "collect", "results", "report", "submission"])
 def test_without_a_session_it_is_one_with_the_next_command(fleet: Fleet, verb: str) -> None:
     done = fleet(verb)
@@ -146,7 +167,7 @@ def test_init_writes_a_campaign_once(fleet: Fleet, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "next:  fleet bench --quick" in done.stderr
     written = (tmp_path / "fleet.yml").read_text(encoding="utf-8")
-    assert "@HOST@" not in written
+    assert "THIS_HOST" not in written
     again = fleet("init")
     assert again.returncode == 2
     assert "fleet.yml exists already" in again.stderr

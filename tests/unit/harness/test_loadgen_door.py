@@ -100,7 +100,7 @@ def test_an_unknown_backend_option_is_the_cause(tmp_path: Path) -> None:
 def test_a_spec_of_another_schema_is_refused(tmp_path: Path) -> None:
     code, folder = measured(tmp_path, spec(schema=99))
     assert code == 1
-    assert "schema 99, this harness reads 1" in error(folder)
+    assert "not a run spec of schema 1" in error(folder)
 
 
 @pytest.mark.parametrize("scenario", [Scenario.SERVER, Scenario.OFFLINE, Scenario.SINGLE_STREAM])

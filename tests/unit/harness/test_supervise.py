@@ -354,7 +354,7 @@ def test_a_unit_that_runs_by_another_spec_starts_over(work: Path) -> None:
 
 
 def test_a_queue_that_asks_for_another_schema_is_refused(work: Path) -> None:
-    with pytest.raises(ValueError, match="schema 9, this harness reads 1"):
+    with pytest.raises(ValueError, match="not a run spec of schema 1"):
         supervise.start(work, queue(spec("one", work_dir=str(work), schema=9)))
 
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from fleet.inventory import reach
+from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host, Reachability
 from fleet.inventory.reach import Answer, LocalConnection, Unreachable
 from fleet.terms import HostKind, HostState
-from tests.unit.fakes import FakeConnection
+from tests.unit.fakes import FakeConnection, scene
 
 HOST = Host(name="h", kind=HostKind.SERVER, connection="local", address="h")
 FOUND = Reachability(host="h", kind=HostKind.SERVER, state=HostState.READY)
@@ -24,10 +25,10 @@ def read(out: str, host: Host = HOST) -> Reachability:
 
 def test_the_first_python_new_enough_is_taken() -> None:
     found = read(
-        "hostname box\nhome /home/a b\nmachine-id 0123\npython 3.9.2 /usr/bin/python3\n"
+        "hostname box\nhome /home/a.b\nmachine-id 0123\npython 3.9.2 /usr/bin/python3\n"
         "python 3.12.1 /usr/bin/python3.12\npython 3.13.0 /usr/bin/python3.13\n"
     )
-    assert (found.hostname, found.home, found.machine_id) == ("box", "/home/a b", "0123")
+    assert (found.hostname, found.home, found.machine_id) == ("box", "/home/a.b", "0123")
     assert (found.state, found.python, found.python_version) == (HostState.READY, "/usr/bin/python3.12", "3.12.1")
 
 
@@ -85,7 +86,28 @@ def test_the_probe_prints_home_and_free_space() -> None:
 
 
 def test_chatter_of_a_login_shell_is_not_taken_for_facts() -> None:
-    assert read("Welcome to box!\n\npython\n").state is HostState.NOT_READY
+    assert read("Welcome to box!\n\nhomes and pythons\n").state is HostState.NOT_READY
+
+
+TEMPLATE = "{{ lookup('pipe', 'id') }}"
+
+
+@pytest.mark.parametrize("path", [TEMPLATE, f"/home/{TEMPLATE}", "{% raw %}", "home", "~", "", "/a b", "/a\tb", "/é"])
+@pytest.mark.parametrize("said", ["home {}\npython 3.12.1 /usr/bin/python3\n", "home /home/me\npython 3.12.1 {}\n"])
+def test_only_a_plain_absolute_path_of_a_host_reaches_the_inventory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, path: str
+) -> None:
+    made = scene(tmp_path)
+    monkeypatch.setattr(reach, "connect", lambda _: FakeConnection([said.format(path)]))
+    (found,) = files.make(made.session, made.campaign, base=tmp_path, source="fleet.yml")
+    assert (found.state, found.cause) == (HostState.NOT_READY, f"it names {path!r} as a path")
+    assert found.hint
+    assert (found.home, found.python) == ("", "")
+    written = yaml.safe_load((made.session.inventory / "hosts.yml").read_text(encoding="utf-8"))
+    variables = written["all"]["children"]["sut"]["children"]["servers"]["hosts"]["h01"]
+    assert variables["fleet_work_dir"] == "~/.mlperf-fleet"
+    assert "ansible_python_interpreter" not in variables
+    assert "lookup" not in (made.session.inventory / "hosts.yml").read_text(encoding="utf-8")
 
 
 def test_a_local_probe_with_a_named_python_that_is_not_there() -> None:

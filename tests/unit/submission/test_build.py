@@ -161,7 +161,7 @@ def test_hosts_that_share_a_system_id_are_represented_by_one(tmp_path: Path) -> 
     assert len(built.left) == 4
 
 
-@pytest.mark.parametrize("name", ["ExampleLab", ".hidden", "a/b", "", "..", "Ex\u00e4mple"])
+@pytest.mark.parametrize("name", ["Example Lab", ".hidden", "a/b", "", "..", "Ex\u00e4mple"])
 def test_names_that_cannot_be_folders_are_refused_with_one_that_can(tmp_path: Path, name: str) -> None:
     session, results = example.make(tmp_path)
     with pytest.raises(SubmissionError) as caught:
