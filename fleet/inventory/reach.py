@@ -283,7 +283,7 @@ def _read_probe(found: Reachability, host: Host, answer: Answer) -> Reachability
     wanted = ".".join(map(str, PYTHON_MINIMUM))
     for version, path in pythons:
         if _version(version) >= PYTHON_MINIMUM:
-            return replace(found, python=_path(path), home=_path(found.home or "/"), python_version=version)
+            return replace(found, python=_path(path), home=_path(found.home), python_version=version)
     install = f"install Python {wanted} on {host.name} (Debian, Ubuntu: sudo apt-get install python3 python3-venv)"
     if host.python:
         return replace(found, state=HostState.NOT_READY, cause=f"no usable Python at {host.python}", hint=install)

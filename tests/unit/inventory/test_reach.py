@@ -34,8 +34,8 @@ def test_the_first_python_new_enough_is_taken() -> None:
 
 def test_versions_are_numbers_not_texts() -> None:
     assert read("python 3.9.99 /old\n").state is HostState.NOT_READY
-    assert read("python 3.11.0 /just\n").state is HostState.READY
-    assert read("python 3.11.0+ /vendor\n").python == "/vendor"
+    assert read("home /root\npython 3.11.0 /just\n").state is HostState.READY
+    assert read("home /root\npython 3.11.0+ /vendor\n").python == "/vendor"
 
 
 def test_an_old_python_is_named_with_the_way_out() -> None:
