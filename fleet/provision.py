@@ -49,7 +49,7 @@ def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, p
         playbook=playbook,
         inventory=session.inventory / "hosts.yml",
         hosts=usable,
-        variables=variables(session, campaign),
+        variables=variables(session, campaign, describe=playbook == "provision"),
         folder=session.plays / playbook,
         ssh_arguments=ssh_config.ssh_arguments(),
     )
@@ -65,8 +65,8 @@ def _tell(watch: Watch, event: PlayEvent) -> None:
         watch.host(event.host, event.task)
 
 
-def variables(session: Session, campaign: Campaign) -> dict[str, Any]:
-    """Extra variables of preflight.yml and provision.yml."""
+def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[str, Any]:
+    """Extra variables of preflight.yml and provision.yml; `describe` where a description is wanted."""
     listed = [rules.load_benchmark(entry.name) for entry in campaign.benchmarks]
     texts = requirement_texts(entry.backend for entry in campaign.benchmarks)
     own = sorted(item for item in campaign.role_variables.items() if item[0].startswith("python_env_"))
@@ -75,6 +75,8 @@ def variables(session: Session, campaign: Campaign) -> dict[str, Any]:
     return {
         "preflight_needs": {rule.name: rule.needs.model_dump() for rule in listed},
         "preflight_python_env_digest": environment,
+        # Not for `check`, which wants no description: a host is asked for it once.
+        **({"preflight_harness_digest": harness} if describe else {}),
         "python_env_requirements": texts,
         "python_env_digest": environment,
         "harness_archive": str(archive.resolve()),
@@ -137,9 +139,8 @@ def _readiness(session: Session, item: Reachability, outcome: HostOutcome | None
         cannot={str(name): str(reason) for name, reason in (cannot if isinstance(cannot, dict) else {}).items()},
         warnings=tuple(str(text) for text in (warnings if isinstance(warnings, list) else [])),
     )
-    if DESCRIBE in outcome.results:
-        return _keep_facts(session, found, str(outcome.results[DESCRIBE].get("stdout", "")))
-    return found
+    told = preflight.get("description") or outcome.results.get(DESCRIBE, {}).get("stdout")
+    return found if told is None else _keep_facts(session, found, str(told))
 
 
 def _hint(outcome: HostOutcome, host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +15,10 @@ from tests.lab.hosts import Lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Started in the background by a shell without job control, Python ignores SIGINT, and so would every command that the
+# tests start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WHEELHOUSE = "/opt/wheelhouse"  # where every host of ``lab`` has it
 _REQUIREMENTS = Path(__file__).parent.parent / "requirements"

@@ -86,7 +86,7 @@ def _batches(query: Iterable[tuple[int, int]], size: int) -> Iterable[list[tuple
 
 def measure(benchmark: Benchmark, backend: Backend, scenario: Scenario, *, seconds: float) -> dict[str, float]:
     """Warm the backend up and measure what LoadGen must be told for `scenario`; takes about `seconds`."""
-    count = min(benchmark.sample_count, 256)
+    count = min(benchmark.sample_count, 128)
     step = max(1, benchmark.sample_count // count)
     features = [benchmark.features(index * step) for index in range(count)]
     backend.predict(features[:1])

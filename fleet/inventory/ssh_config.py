@@ -5,6 +5,7 @@ FLEET_SSH_CONFIG names another file than ~/.ssh/config; it reaches `ssh -G`, par
 
 import fnmatch
 import os
+import pwd
 import re
 import shlex
 import subprocess
@@ -35,7 +36,16 @@ class Target:
 
 def config_file() -> Path:
     """The ssh config in force."""
-    return Path(os.environ.get("FLEET_SSH_CONFIG") or Path.home() / ".ssh" / "config")
+    return Path(os.environ.get("FLEET_SSH_CONFIG") or home() / ".ssh" / "config")
+
+
+def home() -> Path:
+    """The user's home as ssh sees it: it asks the password database, not $HOME."""
+    return Path(pwd.getpwuid(os.getuid()).pw_dir)
+
+
+def _expanded(name: str) -> str:
+    return str(home() / name[2:]) if name.startswith("~/") else name
 
 
 def ssh_arguments() -> list[str]:
@@ -92,8 +102,8 @@ def parse(text: str, host: Host) -> Target:
         hostname=hostname,
         port=port,
         user=first("user"),
-        identity_files=tuple(str(Path(name).expanduser()) for name in files),
-        known_hosts=tuple(str(Path(name).expanduser()) for line in known for name in line.split()),
+        identity_files=tuple(_expanded(name) for name in files),
+        known_hosts=tuple(_expanded(name) for line in known for name in line.split()),
         host_key_alias=first("hostkeyalias"),
         proxy_command=proxy,
         connect_timeout=float(timeout) if timeout.isdigit() and int(timeout) else 10.0,
@@ -124,7 +134,7 @@ def _files(path: Path, *, depth: int) -> Iterator[Path]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if include := re.fullmatch(r"\s*include(?:\s*=\s*|\s+)(.+)", line, flags=re.IGNORECASE):
             for name in shlex.split(include[1], comments=True):
-                inside = Path(name).expanduser()
-                inside = inside if inside.is_absolute() else Path.home() / ".ssh" / inside
+                inside = Path(_expanded(name))
+                inside = inside if inside.is_absolute() else home() / ".ssh" / inside
                 for found in sorted(inside.parent.glob(inside.name)):
                     yield from _files(found, depth=depth + 1)

@@ -71,8 +71,10 @@ def test_the_command_that_accepts_a_key_accepts_it(fleet: Fleet) -> None:
 def test_changed_host_key(lab: Lab, fleet: Fleet) -> None:
     known = Path(lab.ssh_dir / "known_hosts").read_text(encoding="utf-8")
     lab["h02"].change_host_key()
+    changed = (lab.ssh_dir / "known_hosts").read_text(encoding="utf-8")
     (lab.ssh_dir / "known_hosts").write_text(known, encoding="utf-8")
     done = fleet("check")
+    (lab.ssh_dir / "known_hosts").write_text(changed, encoding="utf-8")
     assert done.returncode == 3
     said(done, "h02 │ changed-host-key", "ssh-keygen", "-R")
 

@@ -133,24 +133,30 @@ def test_the_hint_fits_the_trouble(tmp_path: Path, state: HostState, cause: str,
 
 def test_variables_change_with_what_is_wanted_only(tmp_path: Path) -> None:
     made = scene(tmp_path)
-    first = provision.variables(made.session, made.campaign)
-    assert first == provision.variables(made.session, made.campaign)
+    first = provision.variables(made.session, made.campaign, describe=True)
+    assert first == provision.variables(made.session, made.campaign, describe=True)
     assert Path(first["harness_archive"]).is_absolute()
     assert first["preflight_python_env_digest"] == first["python_env_digest"]
     assert any("torch==" in text for text in first["python_env_requirements"])
     null = scene(tmp_path / "2", MINIMAL.replace("name: tiny-bert", "name: tiny-bert, backend: 'null'"))
-    other = provision.variables(null.session, null.campaign)
+    other = provision.variables(null.session, null.campaign, describe=True)
     assert not any("torch==" in text for text in other["python_env_requirements"])
     assert other["python_env_digest"] != first["python_env_digest"]
     index = scene(tmp_path / "3", MINIMAL + "role_variables: {python_env_no_index: true}\n")
-    assert provision.variables(index.session, index.campaign)["python_env_digest"] != first["python_env_digest"]
+    assert (
+        provision.variables(index.session, index.campaign, describe=True)["python_env_digest"]
+        != first["python_env_digest"]
+    )
 
 
 @pytest.mark.parametrize("own", ["preflight_spare_gib: 1", "assets_timeout: 60", "preflight_on_battery: stop"])
 def test_variables_of_other_roles_make_no_other_environment(tmp_path: Path, own: str) -> None:
     plain, made = scene(tmp_path / "1"), scene(tmp_path / "2", MINIMAL + f"role_variables: {{{own}}}\n")
-    first = provision.variables(plain.session, plain.campaign)
-    assert provision.variables(made.session, made.campaign)["python_env_digest"] == first["python_env_digest"]
+    first = provision.variables(plain.session, plain.campaign, describe=True)
+    assert (
+        provision.variables(made.session, made.campaign, describe=True)["python_env_digest"]
+        == first["python_env_digest"]
+    )
 
 
 def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:

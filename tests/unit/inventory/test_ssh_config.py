@@ -72,13 +72,13 @@ def test_an_alias_is_resolved_in_full() -> None:
     assert (found.hostname, found.port, found.user) == ("10.1.2.3", 2201, "me")
     assert found.host_key_alias == "inner-key"
     assert found.connect_timeout == 7.0
-    assert found.identity_files == (str(Path.home() / ".ssh" / "special"),)
-    assert found.known_hosts[:2] == (str(Path.home() / "one"), str(Path.home() / "two"))
+    assert found.identity_files == (str(ssh_config.home() / ".ssh" / "special"),)
+    assert found.known_hosts[:2] == (str(ssh_config.home() / "one"), str(ssh_config.home() / "two"))
 
 
 def test_the_campaigns_user_port_and_key_win() -> None:
     found = ssh_config.resolve(host("inner", user="other", port=2300, identity_file="~/k"))
-    assert (found.user, found.port, found.identity_files) == ("other", 2300, (str(Path.home() / "k"),))
+    assert (found.user, found.port, found.identity_files) == ("other", 2300, (str(ssh_config.home() / "k"),))
 
 
 def test_match_blocks_apply() -> None:
@@ -136,4 +136,4 @@ def test_an_address_that_looks_like_an_option_stays_an_address() -> None:
 def test_without_the_variable_ssh_s_own_config_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLEET_SSH_CONFIG")
     assert ssh_config.ssh_arguments() == []
-    assert ssh_config.config_file() == Path.home() / ".ssh" / "config"
+    assert ssh_config.config_file() == ssh_config.home() / ".ssh" / "config"
