@@ -12,6 +12,7 @@ cancel WORK SESSION                      stop a session's units
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -56,7 +57,11 @@ def _describe(_: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     from fleet.harness import run
 
-    return run.main(Path(given.folder))
+    code = run.main(Path(given.folder))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is on disk. Taking the interpreter down beside LoadGen's and torch's threads now and then aborts.
+    os._exit(code)
 
 
 def _selftest(_: argparse.Namespace) -> int:

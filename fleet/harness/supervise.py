@@ -328,7 +328,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _verdict(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[UnitState, str]:
     code = process.returncode
-    if code == 0 and (folder / "manifest.json").is_file():
+    # The folder was fresh and the manifest is written last: a process that dies after it has finished its work.
+    if (folder / "manifest.json").is_file():
         return UnitState.DONE, ""
     try:
         cause = str(json.loads((folder / "error.json").read_text(encoding="utf-8"))["cause"])

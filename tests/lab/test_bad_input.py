@@ -68,13 +68,13 @@ def test_the_command_that_accepts_a_key_accepts_it(fleet: Fleet) -> None:
     assert fleet("check").returncode == 0
 
 
-def test_changed_host_key(lab: Lab, fleet: Fleet) -> None:
+def test_changed_host_key(make_lab: MakeLab, tmp_path: Path) -> None:
+    lab = make_lab(2)
+    fleet = Fleet(lab, tmp_path, benchmarks=NULL, hosts=[{"name": "h[01-02]", "kind": "server", "user": "bench"}])
     known = Path(lab.ssh_dir / "known_hosts").read_text(encoding="utf-8")
     lab["h02"].change_host_key()
-    changed = (lab.ssh_dir / "known_hosts").read_text(encoding="utf-8")
     (lab.ssh_dir / "known_hosts").write_text(known, encoding="utf-8")
     done = fleet("check")
-    (lab.ssh_dir / "known_hosts").write_text(changed, encoding="utf-8")
     assert done.returncode == 3
     said(done, "h02 │ changed-host-key", "ssh-keygen", "-R")
 

@@ -386,3 +386,12 @@ def test_the_command_line_takes_a_queue_from_stdin(work: Path) -> None:
     assert json.loads(done.stdout) == {"queued": ["one"], "kept": [], "running": []}
     wait(ended(work, "one"))
     assert "no_such_module" in status(work, "one").cause
+
+
+def test_a_unit_that_dies_after_its_manifest_is_done(tmp_path: Path) -> None:
+    """Taking an interpreter down beside native threads can abort; the work was finished before."""
+    dead = subprocess.Popen([sys.executable, "-c", "import os; os.abort()"], stderr=subprocess.DEVNULL)
+    dead.wait(timeout=20)
+    assert supervise._verdict(dead, tmp_path) == (UnitState.FAILED, "killed by SIGABRT")
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    assert supervise._verdict(dead, tmp_path) == (UnitState.DONE, "")
