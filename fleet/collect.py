@@ -1,113 +1,177 @@
-"""Bring finished units home and hold every file to the manifest. What comes from a host is not trusted."""
+"""Bring ended units home and hold every file to the manifest. What comes from a host is not trusted.
 
+A unit is fetched over the poll's own connection as soon as it ends, while its host works on the next; the collect
+stage fetches what that left, say from a host that was away.
+"""
+
+import glob
 import hashlib
-import lzma
+import shlex
 import shutil
 import tarfile
+import threading
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError
 
 from fleet import handoff
 from fleet.handoff import Collected, CollectedFile, UnitRecord
-from fleet.harness.contract import FileEntry, RunManifest, RunSpec, UnitState, read_spec
-from fleet.inventory import ssh_config
-from fleet.plays import HostOutcome, PlayRequest, Plays
+from fleet.harness.contract import FileEntry, RunManifest, UnitState, read_spec
+from fleet.inventory import files, reach
+from fleet.inventory.hosts import Host
 from fleet.session import Session
 from fleet.terms import HostState
 from fleet.watch import Watch
 
 MEMBER_LIMIT, BYTE_LIMIT = 10_000, 4 * 2**30
-"""Files and bytes that one host may send for one session."""
+"""Files and bytes that one unit may have."""
+PACK_TIMEOUT = 600.0
+AT_ONCE = 4
+"""Hosts fetched from side by side: the transfers share one controller and its network."""
 
 
-def collect(session: Session, plays: Plays, watch: Watch) -> dict[str, Collected]:
-    """Fetch and verify the units that ran and are not home yet; one entry per planned unit."""
+class _Packed(BaseModel):
+    """What `pack` on a host says; the digest becomes part of a file name here."""
+
+    archive: str
+    size: NonNegativeInt
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Collector:
+    """Brings units home one by one, over whatever connection is open; safe to call from several threads."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._incoming = session.collect / ".incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        self._specs = {spec.unit: spec for spec in handoff.plan(session).units}
+        self._lock = threading.Lock()
+        self.found = handoff.collected(session)
+
+    def is_home(self, unit: str) -> bool:
+        """Whether the unit's files are here, verified, and made for the spec that is planned now."""
+        return unit in self.found and self.found[unit].complete and self._is_of(unit, self.found[unit])
+
+    def _is_of(self, unit: str, home: Collected) -> bool:
+        try:
+            spec = read_spec(self._session.root / home.folder / "run_spec.json")
+        except (OSError, ValueError, KeyError):
+            return False
+        return handoff.same_run(spec, self._specs[unit])
+
+    def note(self, unit: str, home: Collected) -> Collected:
+        """Keep what is known of a unit's files, in memory and on disk."""
+        with self._lock:
+            self.found[unit] = home
+            self._session.write(self._session.collect / "collected.json", CollectedFile(units=self.found))
+        return home
+
+    def bring(self, connection: reach.Connection, work_dir: str, record: UnitRecord) -> Collected:
+        """Fetch, unpack and verify one ended unit; what goes wrong is the answer's cause, never an exception."""
+        unit = record.unit
+        try:
+            archive = self._fetch(connection, work_dir, unit)
+            home = self._unpack(archive, record)
+        except reach.Unreachable as error:
+            home = Collected(folder="", complete=False, cause=f"while its files were fetched: {error.cause}")
+        except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error) as error:
+            home = Collected(folder="", complete=False, cause=f"the archive it sent cannot be used: {error}")
+        return self.note(unit, home)
+
+    def _fetch(self, connection: reach.Connection, work_dir: str, unit: str) -> Path:
+        """The unit's archive, whole; a transfer that broke off goes on where it stopped.
+
+        Raises Unreachable when the host falls silent, and ValueError when it sends anything else than it announced.
+        """
+        command = [f"{work_dir}/venv/bin/python", f"{work_dir}/harness/current", "pack", work_dir]
+        answer = connection.run(shlex.join([*command, self._session.token, unit]), timeout=PACK_TIMEOUT)
+        if answer.rc:
+            raise ValueError((answer.err.strip().splitlines() or [f"packing ended with {answer.rc}"])[-1][:300])
+        packed = _Packed.model_validate_json(answer.out)
+        if packed.size > BYTE_LIMIT:
+            raise ValueError(f"more than {BYTE_LIMIT >> 30} GiB")
+        # The digest is in the name, so that a part of other content is never gone on with.
+        archive = self._incoming / f"{unit}.{packed.sha256}.tar"
+        for other in self._incoming.glob(f"{glob.escape(unit)}.*.tar"):
+            if other != archive:
+                other.unlink()
+        with archive.open("ab") as sink:
+            at = sink.tell()
+            connection.copy(f"tail -c +{at + 1} {shlex.quote(packed.archive)}", sink, limit=packed.size - at)
+        if archive.stat().st_size < packed.size:
+            raise reach.Unreachable(HostState.UNREACHABLE, "the transfer broke off")
+        if _sha256(archive) != packed.sha256:
+            archive.unlink()
+            raise ValueError("its sha256 is not the one announced")
+        connection.run(f"rm -f {shlex.quote(packed.archive)}", timeout=PACK_TIMEOUT)
+        return archive
+
+    def _unpack(self, archive: Path, record: UnitRecord) -> Collected:
+        unit, session = record.unit, self._session
+        staging = self._incoming / unit
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            unpack(archive, staging, [unit])
+            if not (staging / unit).is_dir():
+                return Collected(folder="", complete=False, cause="the host has no files of it any more")
+            target = session.collect / record.host / unit
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (staging / unit).replace(target)
+        finally:
+            archive.unlink(missing_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)
+        cause = verify(target) if record.state is UnitState.DONE else record.cause or str(record.state)
+        home = Collected(folder=target.relative_to(session.root).as_posix(), complete=not cause, cause=cause)
+        if home.complete and not self._is_of(unit, home):
+            return replace(home, complete=False, cause="it ran by another spec than was planned: fleet run")
+        return home
+
+
+def collect(session: Session, watch: Watch) -> dict[str, Collected]:
+    """Fetch and verify what ran and is not home yet; one entry per planned unit."""
     watch.stage("collect", "files home, checked against their manifests")
-    known, found = handoff.records(session), handoff.collected(session)
-    wanted: dict[str, list[str]] = {}
-    specs = {spec.unit: spec for spec in handoff.plan(session).units}
-    for spec in specs.values():
+    collector = Collector(session)
+    known = handoff.records(session)
+    wanted: dict[str, list[UnitRecord]] = {}
+    for spec in handoff.plan(session).units:
         record = known.get(spec.unit)
-        if spec.unit in found and found[spec.unit].complete and _is_of(session, found[spec.unit], spec):
+        if collector.is_home(spec.unit):
             continue
         if record is not None and record.status is not None and record.state.ended:
-            wanted.setdefault(spec.host, []).append(spec.unit)
+            wanted.setdefault(spec.host, []).append(record)
         else:
             cause = (record.cause or str(record.state)) if record else "never started"
-            found[spec.unit] = Collected(folder="", complete=False, cause=cause)
-    outcomes = _fetch(session, plays, watch, wanted)
-    for host, units in wanted.items():
-        found.update(_unpack(session, host, units, outcomes[host], known))
-        for unit in units:
-            if found[unit].complete and not _is_of(session, found[unit], specs[unit]):
-                found[unit] = replace(
-                    found[unit], complete=False, cause="it ran by another spec than was planned: fleet run"
-                )
-        watch.host(host, f"{sum(found[unit].complete for unit in units)} of {len(units)} units verified", ended=True)
-    session.write(session.collect / "collected.json", CollectedFile(units=found))
-    return found
+            collector.note(spec.unit, Collected(folder="", complete=False, cause=cause))
+    work_dirs = {item.host: item.work_dir for item in handoff.readiness(session)} if wanted else {}
+    hosts = [host for host in files.hosts(session) if host.name in wanted] if wanted else []
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        list(pool.map(lambda host: _from_host(collector, host, work_dirs[host.name], wanted[host.name], watch), hosts))
+    return collector.found
 
 
-def _is_of(session: Session, home: Collected, spec: RunSpec) -> bool:
-    """Whether what is home was made for this very spec: a unit may have run again since."""
+def _from_host(collector: Collector, host: Host, work_dir: str, records: list[UnitRecord], watch: Watch) -> None:
     try:
-        return handoff.same_run(read_spec(session.root / home.folder / "run_spec.json"), spec)
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _fetch(session: Session, plays: Plays, watch: Watch, wanted: dict[str, list[str]]) -> dict[str, HostOutcome]:
-    incoming = session.collect / ".incoming"
-    incoming.mkdir(parents=True, exist_ok=True)
-    request = PlayRequest(
-        playbook="collect",
-        inventory=session.inventory / "hosts.yml",
-        hosts=list(wanted),
-        variables={
-            "collect_session": session.token,
-            "collect_units": wanted,
-            "collect_incoming": str(incoming.resolve()),
-        },
-        folder=session.plays / "collect",
-        ssh_arguments=ssh_config.ssh_arguments(),
-    )
-    return plays.run(request, lambda event: watch.host(event.host, event.task) if event.kind == "start" else None)
-
-
-def _unpack(
-    session: Session, host: str, units: list[str], outcome: HostOutcome, known: dict[str, UnitRecord]
-) -> dict[str, Collected]:
-    if outcome.state is not HostState.READY:
-        return {unit: Collected(folder="", complete=False, cause=outcome.cause) for unit in units}
-    archive = session.collect / ".incoming" / f"{host}.tar"
-    staging = session.collect / ".incoming" / host
-    shutil.rmtree(staging, ignore_errors=True)
+        connection = reach.connect(host)
+    except reach.Unreachable as error:
+        for record in records:
+            collector.note(record.unit, Collected(folder="", complete=False, cause=error.cause))
+        watch.host(host.name, error.cause, ended=True)
+        return
     try:
-        unpack(archive, staging, units)
-    except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        cause = f"the archive it sent cannot be used: {error}"
-        return {unit: Collected(folder="", complete=False, cause=cause) for unit in units}
+        for number, record in enumerate(records):
+            watch.host(host.name, f"fetching {record.unit}", fraction=number / len(records))
+            collector.bring(connection, work_dir, record)
     finally:
-        archive.unlink(missing_ok=True)
-    found = {}
-    for unit in units:
-        source, target = staging / unit, session.collect / host / unit
-        if not source.is_dir():
-            found[unit] = Collected(folder="", complete=False, cause="the host has no files of it any more")
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        source.replace(target)
-        cause = verify(target) if known[unit].state is UnitState.DONE else known[unit].cause or str(known[unit].state)
-        folder = target.relative_to(session.root).as_posix()
-        found[unit] = Collected(folder=folder, complete=not cause, cause=cause)
-    shutil.rmtree(staging, ignore_errors=True)
-    return found
+        connection.close()
+    verified = sum(collector.found[record.unit].complete for record in records)
+    watch.host(host.name, f"{verified} of {len(records)} units verified", ended=True)
 
 
 def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:

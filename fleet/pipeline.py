@@ -46,15 +46,22 @@ def make_ready(outing: Outing) -> Any:
 
 
 def measure(outing: Outing) -> Any:
-    """Run LoadGen on the hosts that are ready."""
+    """Run LoadGen on the hosts that are ready; each unit's files come home when it ends."""
     # Importing pandas and plotly takes a second; the hosts are busy now and the controller is not.
     threading.Thread(target=importlib.import_module, args=("fleet.report.html",), daemon=True).start()
-    return run.run(outing.session, outing.campaign, outing.plays, outing.watch, quick=outing.quick)
+    return run.run(
+        outing.session,
+        outing.campaign,
+        outing.plays,
+        outing.watch,
+        quick=outing.quick,
+        bringer=lambda: collect.Collector(outing.session).bring,
+    )
 
 
 def bring_home(outing: Outing) -> Any:
-    """Collect and verify."""
-    return collect.collect(outing.session, outing.plays, outing.watch)
+    """Collect and verify what the run did not bring home."""
+    return collect.collect(outing.session, outing.watch)
 
 
 def results(outing: Outing) -> Any:

@@ -6,8 +6,9 @@ A host's answer is not trusted: what cannot be read counts as no answer, never a
 import shlex
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,6 +22,8 @@ HOSTS_A_SECOND = 16
 """Questions asked a second, at the most; each costs about 3 ms of CPU. Up to so many hosts are asked once a second."""
 SETTLED_S, SETTLED_TIMES = 60.0, 5
 """Once every unit has run for so long, hosts are asked so many times less often: a question costs them CPU as well."""
+BROUGHT_AT_ONCE = 4
+"""Hosts whose files are fetched side by side."""
 STALE_S = 45.0
 """A unit whose supervisor was last alive longer ago, by its host's own clock, has lost it."""
 CONFIRM_S = 5.0
@@ -45,6 +48,9 @@ class Polled:
     """Why the last question got no answer; empty when it did."""
     stale: dict[str, float] = field(default_factory=dict)
     """Units whose supervisor seems dead, and since when."""
+    to_bring: list[str] = field(default_factory=list)
+    """Ended units whose files have not been sent for."""
+    bringing: Future[object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,34 +68,63 @@ def poll(
     polled: list[Polled],
     known: dict[str, UnitRecord],
     note: Callable[[UnitRecord], None],
+    bring: Callable[[reach.Connection, str, UnitRecord], object],
     watch: Watch,
     *,
     token: str,
     lost_after_s: float,
 ) -> None:
-    """Keep `known` up to date, and `note` every change of state, until each unit has ended or its host is lost."""
+    """Keep `known` up to date, and `note` every change of state, until each unit has ended or its host is lost.
+
+    `bring` is given each ended unit with the open connection and the host's work folder, in a thread of its own,
+    one unit of a host at a time.
+    """
     waiting = {item.host.name: item for item in polled}
     asked: dict[str, Future[reach.Answer]] = {}
     pool = ThreadPoolExecutor(max_workers=min(32, max(1, len(polled))))
+    bringers = ThreadPoolExecutor(max_workers=BROUGHT_AT_ONCE)
     try:
         while waiting:
+            began = time.monotonic()
             for name, item in waiting.items():
                 # A host that has not answered the last question is not asked another, and holds nobody up.
                 if name not in asked:
                     asked[name] = pool.submit(_ask, item, token)
-            time.sleep(_interval(waiting.values(), known))
+            interval = _interval(waiting.values(), known)
+            transfers: list[Future[Any]] = [item.bringing for item in waiting.values() if item.bringing]
+            wait([*asked.values(), *transfers], timeout=interval)
             for name in [name for name, future in asked.items() if future.done()]:
                 _take_answer(waiting[name], asked.pop(name), known, note)
                 _tell(watch, waiting[name], known)
-            for name in list(waiting):
-                if _finished(waiting[name], known, note, lost_after_s):
-                    watch.host(name, _sum(waiting[name], known), ended=True)
+            for name, item in list(waiting.items()):
+                _send_for(item, known, bringers, bring)
+                if _finished(item, known, note, lost_after_s) and item.bringing is None:
+                    watch.host(name, _sum(item, known), ended=True)
                     _close(waiting.pop(name))
                     asked.pop(name, None)
+            if waiting and not any(item.bringing for item in waiting.values()):
+                time.sleep(max(0.0, began + interval - time.monotonic()))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        bringers.shutdown(wait=False, cancel_futures=True)
         for item in waiting.values():
             _close(item)
+
+
+def _send_for(
+    item: Polled,
+    known: dict[str, UnitRecord],
+    bringers: ThreadPoolExecutor,
+    bring: Callable[[reach.Connection, str, UnitRecord], object],
+) -> None:
+    """See that the files of the host's ended units come home; without a connection they wait for the collect stage."""
+    if item.bringing is not None:
+        if not item.bringing.done():
+            return
+        item.bringing.result()
+        item.bringing = None
+    if item.to_bring and item.connection is not None:
+        item.bringing = bringers.submit(bring, item.connection, item.work_dir, known[item.to_bring.pop(0)])
 
 
 def _interval(waiting: Collection[Polled], known: dict[str, UnitRecord]) -> float:
@@ -166,6 +201,8 @@ def _take_answer(
         updated = _update(known[unit], word, item.stale)
         if updated.state is not known[unit].state:
             note(updated)
+            if updated.state.ended and updated.status is not None:
+                item.to_bring.append(unit)
         known[unit] = updated
 
 

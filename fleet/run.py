@@ -5,7 +5,7 @@ on, and ends in a named state with a cause.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fleet import campaign as campaigns
@@ -13,7 +13,7 @@ from fleet import handoff, poll
 from fleet.campaign import BenchmarkEntry, Campaign, HostEntry
 from fleet.handoff import Plan, UnitRecord
 from fleet.harness.contract import Mode, RunSpec, Scenario, UnitState
-from fleet.inventory import files, ssh_config
+from fleet.inventory import files, reach, ssh_config
 from fleet.mlperf import rules
 from fleet.plays import PlayRequest, Plays
 from fleet.session import Session
@@ -92,8 +92,19 @@ def _spec(
     )
 
 
-def run(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, quick: bool) -> tuple[UnitRecord, ...]:
-    """Run what is not done yet and return one record per planned unit."""
+def run(
+    session: Session,
+    campaign: Campaign,
+    plays: Plays,
+    watch: Watch,
+    *,
+    quick: bool,
+    bringer: Callable[[], Callable[[reach.Connection, str, UnitRecord], object]],
+) -> tuple[UnitRecord, ...]:
+    """Run what is not done yet and return one record per planned unit.
+
+    `bringer` is called once the plan is written; what it returns brings the files of an ended unit home.
+    """
     watch.stage("run", "LoadGen on every host that is ready")
     planned = plan(session, campaign, quick=quick)
     before = handoff.records(session)
@@ -118,6 +129,7 @@ def run(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, qui
             started,
             handoff.records(session),
             lambda record: _note(session, record),
+            bringer(),
             watch,
             token=session.token,
             lost_after_s=campaign.run.lost_after_s,

@@ -6,7 +6,7 @@ prepare WORK NAME MODULE DIGEST          weights and data of a benchmark
 start WORK < queue.json                  take units and let a supervisor run them
 supervise WORK SESSION                   (internal) run a session's units, one after another
 run FOLDER                               (internal) one unit, in this process
-pack WORK SESSION UNIT…                  one archive of finished units
+pack WORK SESSION UNIT                   an archive of an ended unit
 cancel WORK SESSION                      stop a session's units
 """
 
@@ -28,14 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
         "start": ("work",),
         "supervise": ("work", "session"),
         "run": ("folder",),
-        "pack": ("work", "session"),
+        "pack": ("work", "session", "unit"),
         "cancel": ("work", "session"),
     }.items():
         command = verbs.add_parser(verb)
         for name in names:
             command.add_argument(name)
-        if verb == "pack":
-            command.add_argument("units", nargs="+")
     given = parser.parse_args(arguments)
     return _VERBS[given.verb](given)
 
@@ -91,7 +89,7 @@ def _supervise(given: argparse.Namespace) -> int:
 def _pack(given: argparse.Namespace) -> int:
     from fleet.harness import supervise
 
-    return _say({"archive": str(supervise.pack(_work(given), given.session, given.units))})
+    return _say(supervise.pack(_work(given), given.session, given.unit))
 
 
 def _cancel(given: argparse.Namespace) -> int:

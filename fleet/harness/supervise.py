@@ -7,6 +7,7 @@ WORK/runs/<session>/<unit>/        run_spec.json, status.json, progress, LoadGen
 """
 
 import fcntl
+import gzip
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -357,14 +358,23 @@ def cancel(work: Path, session_name: str) -> bool:
     return True
 
 
-def pack(work: Path, session_name: str, units: Sequence[str]) -> Path:
-    """One archive with the folders of `units`; what a unit lacks is missing from it, not an error here."""
+def pack(work: Path, session_name: str, unit: str) -> dict[str, Any]:
+    """An archive of an ended unit's folder: its path, size and sha256. The same folder gives the same bytes.
+
+    What a unit lacks is missing from it, not an error here.
+    """
+    os.nice(19)  # The next unit may be measuring.
     folder = work / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{session_name}.tar"
-    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
-        for unit in units:
-            source = work / "runs" / session_name / unit
-            if source.is_dir():
-                archive.add(source, arcname=unit)
-    return path
+    path = folder / f"{session_name}.{unit}.tar.gz"
+    source = work / "runs" / session_name / unit
+    partial = path.with_suffix(".partial")
+    with (
+        partial.open("wb") as raw,
+        gzip.GzipFile("", "wb", 1, raw, mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w") as archive,
+    ):
+        for file in sorted(source.rglob("*")):
+            archive.add(file, arcname=f"{unit}/{file.relative_to(source).as_posix()}", recursive=False)
+    partial.replace(path)
+    return {"archive": str(path), "size": path.stat().st_size, "sha256": _digest(path)}

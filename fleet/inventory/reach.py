@@ -4,6 +4,7 @@ The probe before any Ansible says why a host cannot be used; the run stage polls
 """
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -12,11 +13,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import paramiko
 
@@ -29,6 +30,8 @@ PYTHON_MINIMUM = (3, 11)
 ANSWER_LIMIT = 4 * 1024 * 1024
 """Bytes read from one command: a host is not trusted to stop."""
 PROBE_TIMEOUT = 20.0
+STALLED_S = 30.0
+"""A transfer in which nothing came for so long has broken off."""
 ANSIBLE_NEEDS_KIB = 16 * 1024
 """Below this Ansible itself fails on a host, with words that do not say why."""
 
@@ -58,6 +61,12 @@ class Connection(Protocol):
     def run(self, command: str, *, timeout: float) -> Answer:
         """Run a shell command. Raises Unreachable when the host does not answer in `timeout` seconds."""
 
+    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+        """Write at most `limit` bytes of what a shell command prints into `sink`, as they come.
+
+        Raises Unreachable when nothing comes for STALLED_S seconds, and ValueError when more than `limit` does.
+        """
+
     def close(self) -> None:
         """Close it; closing twice is fine."""
 
@@ -76,6 +85,14 @@ class LocalConnection:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise Unreachable(HostState.UNREACHABLE, f"no answer in {timeout:.0f} s") from error
         return Answer(rc=process.returncode, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
+
+    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+        """Write what a shell command prints here into `sink`."""
+        with subprocess.Popen(["/bin/sh", "-c", command], stdout=subprocess.PIPE) as process:
+            try:
+                _pour(process.stdout.read if process.stdout else lambda _: b"", sink, limit)
+            finally:
+                process.kill()
 
     def close(self) -> None:
         """Nothing to close."""
@@ -104,12 +121,8 @@ class SshConnection:
     def run(self, command: str, *, timeout: float) -> Answer:
         """Run a shell command on the host."""
         end = time.monotonic() + timeout
-        try:
-            transport = self._client.get_transport()
-            if transport is None:
-                raise Unreachable(HostState.UNREACHABLE, "the connection is closed")
-            channel = transport.open_session(timeout=timeout)
-            channel.settimeout(timeout)
+        with self._lost_in(timeout):
+            channel = self._open_channel(timeout)
             channel.exec_command(command)
             out = _drain(channel, end)
             err = channel.recv_stderr(65536) if channel.recv_stderr_ready() else b""
@@ -119,16 +132,54 @@ class SshConnection:
                 time.sleep(0.01)
             rc = channel.recv_exit_status()
             channel.close()
-        except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
-            reason = (
-                f"no answer in {timeout:.0f} s" if isinstance(error, TimeoutError) else f"connection lost ({error})"
-            )
-            raise Unreachable(HostState.UNREACHABLE, reason, _ssh_command(self._host)) from error
         return Answer(rc=rc, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
+
+    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+        """Write what a shell command on the host prints into `sink`."""
+        with self._lost_in(STALLED_S):
+            channel = self._open_channel(STALLED_S)
+            channel.exec_command(command)
+
+        def receive(size: int) -> bytes:
+            # Around the network alone: a full disk here is not the host's fault.
+            with self._lost_in(STALLED_S):
+                return channel.recv(size)
+
+        try:
+            _pour(receive, sink, limit)
+        finally:
+            channel.close()
+
+    def _open_channel(self, timeout: float) -> paramiko.Channel:
+        transport = self._client.get_transport()
+        if transport is None:
+            raise Unreachable(HostState.UNREACHABLE, "the connection is closed")
+        channel = transport.open_session(timeout=timeout)
+        channel.settimeout(timeout)
+        return channel
+
+    @contextlib.contextmanager
+    def _lost_in(self, timeout: float) -> Iterator[None]:
+        """What the network raises, as Unreachable."""
+        try:
+            yield
+        except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
+            stalled = isinstance(error, TimeoutError)
+            reason = f"no answer in {timeout:.0f} s" if stalled else f"connection lost ({error})"
+            raise Unreachable(HostState.UNREACHABLE, reason, _ssh_command(self._host)) from error
 
     def close(self) -> None:
         """Close the session."""
         self._client.close()
+
+
+def _pour(read: Callable[[int], bytes], sink: BinaryIO, limit: int) -> None:
+    left = limit
+    while piece := read(1 << 17):
+        left -= len(piece)
+        if left < 0:
+            raise ValueError("it sends more than it announced")
+        sink.write(piece)
 
 
 def _drain(channel: paramiko.Channel, end: float) -> bytes:
