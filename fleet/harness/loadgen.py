@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlperf_loadgen as lg
+import numpy as np
 
 from fleet.harness.contract import Mode, RunSpec, Scenario
 
@@ -17,7 +18,8 @@ MULTI_STREAM_SAMPLES = 8
 """samples_per_query of MultiStream in every round's mlperf.conf."""
 Query = Sequence[tuple[int, int]]
 """Samples issued together: (LoadGen's response id, index in the QSL)."""
-Response = tuple[int, bytes]
+Response = tuple[int, bytes, int]
+"""(response id, data, number of tokens or 0)."""
 
 
 def version() -> str:
@@ -27,16 +29,23 @@ def version() -> str:
 
 def complete(responses: Sequence[Response]) -> None:
     """Hand responses to LoadGen; it has copied what it wants when this returns."""
-    # LoadGen takes addresses, so each buffer must be alive until QuerySamplesComplete returns: `held` sees to it.
-    import numpy as np
+    _hand_over(responses, lg.QuerySamplesComplete)
 
-    held = [np.frombuffer(data, dtype=np.uint8) for _, data in responses]
-    lg.QuerySamplesComplete(
-        [
-            lg.QuerySampleResponse(identifier, buffer.ctypes.data if buffer.size else 0, buffer.size)
-            for (identifier, _), buffer in zip(responses, held, strict=True)
-        ]
-    )
+
+def first_token(identifier: int, data: bytes) -> None:
+    """Tell LoadGen that the first token of a response is there; it takes the time."""
+    _hand_over([(identifier, data, 1)], lg.FirstTokenComplete)
+
+
+def _hand_over(responses: Sequence[Response], to: Callable[[list[Any]], None]) -> None:
+    # LoadGen takes addresses, so the bytes must be alive until it returns.
+    held = b"".join([data for _, data, _ in responses])
+    at = np.frombuffer(held, dtype=np.uint8).ctypes.data if held else 0
+    made = []
+    for identifier, data, tokens in responses:
+        made.append(lg.QuerySampleResponse(identifier, at, len(data), tokens))
+        at += len(data)
+    to(made)
 
 
 def execute(

@@ -62,7 +62,10 @@ def run(spec: RunSpec, folder: Path) -> RunManifest:
         )
     finally:
         ended.set()
-        sut.close()
+        try:
+            sut.close()
+        finally:
+            backend.close()
     accuracy: dict[str, float] = {}
     if spec.mode is Mode.ACCURACY:
         accuracy = benchmark.evaluate(folder / "mlperf_log_accuracy.json", spec.sample_count)

@@ -8,13 +8,17 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import TypeVar
 
 from fleet.harness import loadgen
 from fleet.harness.contract import Scenario
-from fleet.harness.interfaces import Backend, Benchmark, Features
+from fleet.harness.interfaces import Backend, Benchmark, Features, Output, StreamingBackend
 from fleet.harness.qsl import Samples
+
+COMPLETED_AT_ONCE = 1024
+"""Responses handed to LoadGen in one call, at the most."""
 
 
 class SystemUnderTest:
@@ -24,17 +28,24 @@ class SystemUnderTest:
         self._benchmark = benchmark
         self._backend = backend
         self._samples = samples
+        self._counts_tokens = benchmark.generation is not None
         self.done = 0
         self._error: BaseException | None = None
         self._arrived: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-        self._worker: threading.Thread | None = None
-        if scenario is Scenario.SERVER:
-            self._worker = threading.Thread(target=self._serve, name="server", daemon=True)
-            self._worker.start()
+        self._workers: list[threading.Thread] = []
+        if isinstance(backend, StreamingBackend):
+            # Each sample in a thread of its own: the engine behind it does the batching.
+            work = [lambda: self._stream(backend)] * backend.concurrency
+        else:
+            work = [self._serve] if scenario is Scenario.SERVER else []
+        for function in work:
+            worker = threading.Thread(target=function, name="sut", daemon=True)
+            worker.start()
+            self._workers.append(worker)
 
     def issue(self, query: loadgen.Query) -> None:
         """LoadGen's issue_queries."""
-        if self._worker is not None:
+        if self._workers:
             for sample in query:
                 self._arrived.put(sample)
             return
@@ -47,10 +58,11 @@ class SystemUnderTest:
         """LoadGen's flush_queries: nothing is held back here."""
 
     def close(self) -> None:
-        """Stop the worker. Raises what the backend raised in it."""
-        if self._worker is not None:
+        """Stop the workers. Raises what the backend raised first."""
+        for _ in self._workers:
             self._arrived.put(None)
-            self._worker.join(timeout=60)
+        for worker in self._workers:
+            worker.join(timeout=60)
         if self._error is not None:
             raise self._error
 
@@ -65,22 +77,60 @@ class SystemUnderTest:
                 batch.append(following)
             self._answer(batch)
 
-    def _answer(self, batch: list[tuple[int, int]]) -> None:
+    def _stream(self, backend: StreamingBackend) -> None:
+        while (sample := self._arrived.get()) is not None:
+            identifier, index = sample
+
+            def first(token: Output, identifier: int = identifier) -> None:
+                loadgen.first_token(identifier, self._benchmark.response(token))
+
+            try:
+                if self._error is not None:
+                    raise self._error  # The run has failed: what is left need not be asked for, one timeout each.
+                output = backend.stream(self._samples[index], first)
+                answer = (identifier, self._benchmark.response(output), len(output))
+            except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answer
+                self._error = self._error or error
+                answer = (identifier, b"", 0)
+            loadgen.complete([answer])
+            self.done += 1
+
+    def _answer(self, batch: Sequence[tuple[int, int]]) -> None:
+        """Answer each of `batch` exactly once, in groups as the backend hands outputs out, whatever happens."""
+        waiting = iter(batch)
         try:
             outputs = self._backend.predict([self._samples[index] for _, index in batch])
-            answers = [
-                (sample[0], self._benchmark.response(output)) for sample, output in zip(batch, outputs, strict=True)
-            ]
+            for group in _batches(outputs, COMPLETED_AT_ONCE):
+                self._complete(list(islice(waiting, len(group))), group)
         except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answers
             self._error = self._error or error
-            answers = [(identifier, b"") for identifier, _ in batch]
+        if unanswered := list(waiting):
+            self._error = self._error or ValueError(f"the backend left {len(unanswered)} samples without an output")
+            loadgen.complete([(identifier, b"", 0) for identifier, _ in unanswered])
+            self.done += len(unanswered)
+
+    def _complete(self, samples: list[tuple[int, int]], outputs: Sequence[Output]) -> None:
+        try:
+            response = self._benchmark.response
+            counts = [len(output) if self._counts_tokens else 0 for output in outputs]
+            answers = [
+                (sample[0], response(output), count)
+                for sample, output, count in zip(samples, outputs, counts, strict=True)
+            ]
+        except BaseException:
+            loadgen.complete([(identifier, b"", 0) for identifier, _ in samples])
+            raise
+        finally:
+            self.done += len(samples)
         loadgen.complete(answers)
-        self.done += len(batch)
 
 
-def _batches(query: Iterable[tuple[int, int]], size: int) -> Iterable[list[tuple[int, int]]]:
-    samples = iter(query)
-    while batch := list(islice(samples, size)):
+T = TypeVar("T")
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    left = iter(items)
+    while batch := list(islice(left, size)):
         yield batch
 
 
@@ -89,7 +139,7 @@ def measure(benchmark: Benchmark, backend: Backend, scenario: Scenario, *, secon
     count = min(benchmark.sample_count, 128)
     step = max(1, benchmark.sample_count // count)
     features = [benchmark.features(index * step) for index in range(count)]
-    backend.predict(features[:1])
+    _exhaust(backend.predict(features[:1]))
     if scenario is Scenario.OFFLINE:
         return loadgen.wanted_measurements(scenario, 0.0, _rate(backend, features, seconds))
     together = loadgen.MULTI_STREAM_SAMPLES if scenario is Scenario.MULTI_STREAM else 1
@@ -103,7 +153,7 @@ def _latency(backend: Backend, features: list[Features], seconds: float, *, toge
     for at in range(0, len(features) - together + 1, together):
         started = time.perf_counter()
         for batch in _batches(enumerate(range(at, at + together)), backend.batch_size):
-            backend.predict([features[index] for _, index in batch])
+            _exhaust(backend.predict([features[index] for _, index in batch]))
         times.append(time.perf_counter() - started)
         if started > end and len(times) >= 3:  # noqa: PLR2004 - a median needs a few
             break
@@ -115,11 +165,16 @@ def _rate(backend: Backend, features: list[Features], seconds: float) -> float:
     ordered = sorted(features, key=lambda sample: len(sample.input_ids))
     batches = [ordered[at : at + backend.batch_size] for at in range(0, len(ordered), backend.batch_size)]
     for batch in batches[:: max(1, len(batches) // 4)]:
-        backend.predict(batch)
+        _exhaust(backend.predict(batch))
     done, started = 0, time.perf_counter()
     # Whole passes only: a part of one would hold more short samples than long ones.
     while done == 0 or time.perf_counter() - started < seconds:
         for batch in batches:
-            backend.predict(batch)
+            _exhaust(backend.predict(batch))
         done += len(ordered)
     return done / (time.perf_counter() - started)
+
+
+def _exhaust(outputs: Iterable[Output]) -> None:
+    for _ in outputs:
+        pass

@@ -4,9 +4,8 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from fleet.harness.interfaces import Benchmark, Features, Options
+from fleet.harness.interfaces import Benchmark, Features, Options, Output
 
 
 class NullBackend:
@@ -15,8 +14,9 @@ class NullBackend:
     batch_size = 1024
     labels: tuple[str, ...] = ("simulated",)
 
-    def __init__(self, latency_ms: float) -> None:
+    def __init__(self, latency_ms: float, tokens: int) -> None:
         self._seconds = latency_ms / 1000
+        self._tokens: Output | None = np.zeros(tokens, dtype=np.int64) if tokens else None
 
     @property
     def model(self) -> dict[str, str]:
@@ -27,10 +27,16 @@ class NullBackend:
         """Nothing beside the harness."""
         return {}
 
-    def predict(self, samples: Sequence[Features]) -> Sequence[npt.NDArray[np.float32]]:
-        """Zeros of shape [length, 2] per sample, after the latency."""
-        time.sleep(self._seconds)
+    def predict(self, samples: Sequence[Features]) -> Sequence[Output]:
+        """Zeros after the latency: of shape [length, 2] per sample, or as many tokens as a benchmark allows."""
+        if self._seconds:
+            time.sleep(self._seconds)
+        if self._tokens is not None:
+            return [self._tokens] * len(samples)
         return [np.zeros((len(sample.input_ids), 2), dtype=np.float32) for sample in samples]
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def open(benchmark: Benchmark, options: Options) -> NullBackend:  # noqa: A001 - every backend's door has this name
@@ -38,7 +44,7 @@ def open(benchmark: Benchmark, options: Options) -> NullBackend:  # noqa: A001 -
 
     Raises ValueError for any other option.
     """
-    del benchmark
     if unknown := set(options) - {"latency_ms"}:
         raise ValueError(f"the null backend has no option {min(unknown)!r}; it has latency_ms")
-    return NullBackend(float(options.get("latency_ms", 1.0)))
+    tokens = benchmark.generation.max_new_tokens if benchmark.generation else 0
+    return NullBackend(float(options.get("latency_ms", 1.0)), tokens)

@@ -190,6 +190,9 @@ class PytorchBackend:
         array = logits.float().cpu().numpy()
         return [array[row, :length] for row, length in enumerate(lengths)]
 
+    def close(self) -> None:
+        """Nothing to end."""
+
 
 def open(benchmark: Benchmark, options: Options) -> PytorchBackend:  # noqa: A001 - every backend's door has this name
     """The benchmark's model, loaded.

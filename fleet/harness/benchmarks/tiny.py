@@ -277,6 +277,7 @@ class TinyBert:
 
     sample_count = SAMPLES
     model_dir = FOLDER
+    generation = None
 
     def __init__(self, assets: Path) -> None:
         """Raises ValueError when a file of `prepare` is not in `assets`."""
@@ -288,6 +289,12 @@ class TinyBert:
         self._input_ids, self._rows, self._context_starts, self._offsets = loaded
         if len(self._rows) != SAMPLES + 1:
             raise ValueError(f"{assets}: {len(self._rows) - 1} samples instead of {SAMPLES}, run `fleet provision`")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        data: dict[str, Any] = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+        return data
 
     @property
     def model(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from fleet.harness import assets, loadgen
 from fleet.harness.backends import null
 from fleet.harness.contract import Scenario
-from fleet.harness.interfaces import Benchmark, Features
+from fleet.harness.interfaces import Benchmark, Features, Generation
 from fleet.harness.qsl import Samples
 from fleet.harness.sut import SystemUnderTest, measure
 
@@ -22,6 +22,8 @@ class Lengths:
 
     sample_count = 40
     model_dir = Path("/nowhere")
+    generation = None
+    config: dict[str, Any] = {}  # noqa: RUF012 - shaped like Benchmark
     model: dict[str, str] = {}  # noqa: RUF012 - shaped like Benchmark
 
     def features(self, index: int) -> Features:
@@ -55,11 +57,14 @@ class Recording:
         self.batches.append([len(sample.input_ids) for sample in samples])
         return [np.zeros((len(sample.input_ids), 2), dtype=np.float32) for sample in samples]
 
+    def close(self) -> None:
+        """Nothing to end."""
+
 
 @pytest.fixture
-def completed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bytes]]:
+def completed(monkeypatch: pytest.MonkeyPatch) -> list[loadgen.Response]:
     """What would have gone to LoadGen."""
-    found: list[tuple[int, bytes]] = []
+    found: list[loadgen.Response] = []
     monkeypatch.setattr(loadgen, "complete", found.extend)
     return found
 
@@ -80,18 +85,18 @@ def test_samples_are_there_between_load_and_unload() -> None:
         samples[3]
 
 
-def test_every_sample_is_answered_once_with_its_own_answer(completed: list[tuple[int, bytes]]) -> None:
+def test_every_sample_is_answered_once_with_its_own_answer(completed: list[loadgen.Response]) -> None:
     backend = Recording()
     sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), Scenario.OFFLINE)
     sut.issue([(1000 + index, index) for index in range(30)])
     sut.close()
-    assert sorted(completed) == [(1000 + index, bytes([index % 7 + 1])) for index in range(30)]
+    assert sorted(completed) == [(1000 + index, bytes([index % 7 + 1]), 0) for index in range(30)]
     assert sut.done == 30
     assert max(map(len, backend.batches)) == 4
     assert [length for batch in backend.batches for length in batch] == sorted(index % 7 + 1 for index in range(30))
 
 
-def test_server_queries_are_batched_while_the_backend_works(completed: list[tuple[int, bytes]]) -> None:
+def test_server_queries_are_batched_while_the_backend_works(completed: list[loadgen.Response]) -> None:
     backend, gate = Recording(), threading.Event()
     predict = backend.predict
     backend.predict = lambda samples: (gate.wait(5), predict(samples))[1]  # type: ignore[method-assign]
@@ -101,14 +106,14 @@ def test_server_queries_are_batched_while_the_backend_works(completed: list[tupl
     time.sleep(0.05)
     gate.set()
     sut.close()
-    assert sorted(identifier for identifier, _ in completed) == list(range(11))
+    assert sorted(identifier for identifier, *_ in completed) == list(range(11))
     assert len(backend.batches) < 11
     assert max(map(len, backend.batches)) == 4
 
 
 @pytest.mark.parametrize("scenario", [Scenario.SERVER, Scenario.OFFLINE])
 def test_an_error_answers_everything_and_comes_out_at_close(
-    completed: list[tuple[int, bytes]], scenario: Scenario
+    completed: list[loadgen.Response], scenario: Scenario
 ) -> None:
     backend = Recording()
 
@@ -120,7 +125,7 @@ def test_an_error_answers_everything_and_comes_out_at_close(
     sut.issue([(index, index) for index in range(9)])
     with pytest.raises(MemoryError, match="no room"):
         sut.close()
-    assert sorted(completed) == [(index, b"") for index in range(9)]
+    assert sorted(completed) == [(index, b"", 0) for index in range(9)]
 
 
 def test_measure_follows_the_backends_latency() -> None:
@@ -173,3 +178,65 @@ def test_assets_are_prepared_once_per_digest(tmp_path: Path, monkeypatch: pytest
         assets.prepare(tmp_path, "b", "probe", "three")
     assert not (tmp_path / "assets" / "b" / ".complete").exists()
     assert calls == ["b", "b", "b"]
+
+
+class Tokens(Lengths):
+    """A generative benchmark."""
+
+    generation = Generation(beams=1, min_new_tokens=1, max_new_tokens=3, eos_token_ids=(0,), pad_token_id=0)  # type: ignore[assignment]
+
+
+class Served(Recording):
+    """Streams three tokens a sample, four samples at once; sample 5 fails if told so."""
+
+    concurrency = 4
+
+    def __init__(self, broken: int | None = None) -> None:
+        super().__init__()
+        self.broken = broken
+        self.together = threading.Barrier(4)
+
+    def stream(self, sample: Features, first: Callable[[Any], None]) -> Any:
+        if int(sample.input_ids[0]) == self.broken:
+            raise ConnectionError("the endpoint is gone")
+        first(np.array([7]))
+        if self.broken is None:
+            self.together.wait(10)
+        return np.array([7, 8, 9])
+
+
+def test_a_streaming_backend_is_asked_side_by_side_and_says_its_first_tokens(
+    completed: list[loadgen.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firsts: list[tuple[int, bytes]] = []
+    monkeypatch.setattr(loadgen, "first_token", lambda identifier, data: firsts.append((identifier, data)))
+    sut = SystemUnderTest(Tokens(), Served(), loaded(Tokens()), Scenario.OFFLINE)
+    sut.issue([(100 + index, index) for index in range(8)])
+    sut.close()
+    assert sorted(completed) == [(100 + index, b"\x03", 3) for index in range(8)]
+    assert sorted(firsts) == [(100 + index, b"\x01") for index in range(8)]
+
+
+def test_after_an_endpoint_failed_nothing_more_is_asked_and_all_is_answered(
+    completed: list[loadgen.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loadgen, "first_token", lambda *_: None)
+    backend = Served(broken=5)
+    sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SERVER)
+    for index in range(20):
+        sut.issue([(index, index)])
+    with pytest.raises(ConnectionError, match="the endpoint is gone"):
+        sut.close()
+    assert len(completed) == 20
+    assert (5, b"", 0) in completed
+
+
+def test_a_backend_that_leaves_samples_out_is_an_error(completed: list[loadgen.Response]) -> None:
+    backend = Recording()
+    predict = backend.predict
+    backend.predict = lambda samples: predict(samples)[:-1]  # type: ignore[method-assign]
+    sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), Scenario.OFFLINE)
+    sut.issue([(index, index) for index in range(4)])
+    with pytest.raises(ValueError, match="left 1 samples without an output"):
+        sut.close()
+    assert len(completed) == 4

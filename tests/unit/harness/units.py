@@ -36,6 +36,7 @@ class Probe:
     sample_count = 64
     model_dir = Path("/nowhere")
     model = {"weights_filename": "none", "weights_sha256": "0" * 64}
+    generation, config = None, {}
     def features(self, index):
         ids = np.arange(1 + index % 5, dtype=np.int64)
         return Features(ids, np.zeros_like(ids))
@@ -52,6 +53,7 @@ class Broken:
     batch_size, labels, model = 4, (), {}
     def __init__(self, after): self.left = after
     def versions(self): return {}
+    def close(self): pass
     def predict(self, samples):
         self.left -= 1
         if self.left < 0: raise RuntimeError("the engine is on fire")
