@@ -41,6 +41,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+BackendName = Literal["null", "pytorch", "onnxruntime", "tensorflow", "tensorrt", "openai"]
+
+
 class LoadgenSettings(Strict):
     """user.conf for one scenario, with LoadGen's own key names; what is left out is measured before the run."""
 
@@ -74,7 +77,7 @@ class BenchmarkEntry(Strict):
 
     name: Annotated[str, AfterValidator(_known_benchmark)]
     # In YAML a bare null is no text; who writes `backend: null` means the backend of that name.
-    backend: Annotated[Literal["null", "pytorch"], BeforeValidator(lambda value: value or "null")] = "pytorch"
+    backend: Annotated[BackendName, BeforeValidator(lambda value: value or "null")] = "pytorch"
     backend_options: dict[str, str | int | float | bool] = {}
     scenarios: tuple[Scenario, ...] = Field((Scenario.SINGLE_STREAM, Scenario.OFFLINE), min_length=1)
     modes: tuple[Mode, ...] = Field((Mode.ACCURACY, Mode.PERFORMANCE), min_length=1)
@@ -153,6 +156,8 @@ class Campaign(Strict):
             rule = rules.load_benchmark(entry.name)
             if self.division not in rule.divisions:
                 raise ValueError(f"{entry.name} cannot be run in the {self.division} division")
+            if entry.backend not in rule.backends:
+                raise ValueError(f"{entry.name} does not run on {entry.backend}; it runs on {', '.join(rule.backends)}")
         for host in self.hosts:
             if unknown := sorted(set(host.user_conf) - set(names)):
                 raise ValueError(f"hosts: user_conf names {unknown[0]!r}, which is not under benchmarks")

@@ -1,8 +1,9 @@
 """What one stage leaves for the next: the types of the session's files, and reading them back. No logic."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from fleet.harness.contract import RunSpec, UnitState, UnitStatus
+from fleet.harness.contract import RunSpec, Scenario, SystemFacts, UnitState, UnitStatus
 from fleet.session import Session
 from fleet.terms import HostState
 
@@ -21,6 +22,8 @@ class Readiness:
     """fleet's folder on the host, absolute."""
     cannot: dict[str, str] = field(default_factory=dict)
     """Benchmarks this host cannot run, and why."""
+    batches: dict[str, int] = field(default_factory=dict)
+    """Benchmarks that run here only in batches of so many samples, for want of memory."""
     warnings: tuple[str, ...] = ()
 
 
@@ -73,9 +76,24 @@ class CollectedFile:
     schema: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedFile:
+    """tune/<host>.json."""
+
+    host: str
+    values: dict[str, dict[Scenario, dict[str, float]]]
+    """Benchmark to scenario to LoadGen's settings, as short probes found them."""
+    causes: dict[str, str] = field(default_factory=dict)
+    """Tuning units that came to nothing, and why."""
+    schema: int = 1
+
+
 def same_run(one: RunSpec, other: RunSpec) -> bool:
-    """Whether two specs ask for the same measurement: where fleet's folder lies on the host makes no difference."""
-    return replace(one, work_dir="") == replace(other, work_dir="")
+    """Whether two specs ask for the same measurement.
+
+    Where fleet's folder lies on the host, and where its tuning begins, makes no difference.
+    """
+    return replace(one, work_dir="", start={}) == replace(other, work_dir="", start={})
 
 
 def readiness(session: Session) -> tuple[Readiness, ...]:
@@ -98,13 +116,34 @@ def was_quick(session: Session) -> bool:
     return planned(session) and plan(session).quick
 
 
-def records(session: Session) -> dict[str, UnitRecord]:
-    """What is known of each unit that has been looked at."""
+def records(session: Session, stage: Path | None = None) -> dict[str, UnitRecord]:
+    """What is known of each unit that has been looked at, in the folder of a stage; by default of run."""
     found = {}
-    for path in sorted((session.run / "units").glob("*.json")):
+    for path in sorted(((stage or session.run) / "units").glob("*.json")):
         record = session.read(path, UnitRecord)
         found[record.unit] = record
     return found
+
+
+def tuned(session: Session) -> dict[str, dict[str, dict[Scenario, dict[str, float]]]]:
+    """What tune found: host to benchmark to scenario to LoadGen's settings."""
+    paths = sorted(session.tune.glob("*.json"))
+    return {found.host: found.values for found in (session.read(path, TunedFile) for path in paths)}
+
+
+def system_kinds(session: Session) -> dict[str, tuple[str, ...]]:
+    """Host to what makes its numbers comparable with another's: processor, accelerators, driver and software."""
+    kinds = {}
+    for path in sorted((session.provision / "facts").glob("*.json")):
+        facts = session.read(path, SystemFacts)
+        kinds[path.stem] = (
+            facts.cpu_model,
+            str(facts.cpu_threads),
+            *(gpu.name for gpu in facts.accelerators),
+            facts.driver_version,
+            *(f"{name} {version}" for name, version in sorted(facts.software.items())),
+        )
+    return kinds
 
 
 def collected(session: Session) -> dict[str, Collected]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet import collect, provision, run
+from fleet import collect, provision, run, tune
 from fleet.campaign import Campaign
 from fleet.inventory import files
 from fleet.plays import Plays
@@ -43,6 +43,11 @@ def inventory(outing: Outing) -> Any:
 def make_ready(outing: Outing) -> Any:
     """Provision the hosts that answered."""
     return provision.provision(outing.session, outing.campaign, outing.plays, outing.watch)
+
+
+def tune_targets(outing: Outing) -> Any:
+    """Find what LoadGen must be told; not one of the stages, since a run without a value finds its own."""
+    return tune.tune(outing.session, outing.campaign, outing.plays, outing.watch, quick=outing.quick)
 
 
 def measure(outing: Outing) -> Any:

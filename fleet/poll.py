@@ -28,6 +28,7 @@ STALE_S = 45.0
 """A unit whose supervisor was last alive longer ago, by its host's own clock, has lost it."""
 CONFIRM_S = 5.0
 """For so long a dead supervisor must look dead."""
+MINUTE = 60.0
 SEPARATOR = "\x1e"
 """Record separator of JSON text sequences (RFC 7464): one broken file does not hide the next."""
 
@@ -263,12 +264,30 @@ def _tell(watch: Watch, item: Polled, known: dict[str, UnitRecord]) -> None:
             spent = _age(status)
             fraction = min(0.99, spent / status.expected_s) if status.expected_s > 0 else None
             short = unit.removeprefix(item.host.name + ".")
+            left = sum(_left(known[other].status) for other in item.units)
             text = f"{short} ({number}/{len(item.units)}), {status.samples_done} samples, {spent:.0f} s"
+            if left >= MINUTE:
+                text += f", about {duration(left / MINUTE)} left"
             watch.host(item.host.name, text, fraction=fraction)
             return
+
+
+def _left(status: UnitStatus | None) -> float:
+    """Seconds that a unit will still take, as its host expects."""
+    if status is None or status.state.ended:
+        return 0.0
+    return max(0.0, status.expected_s - _age(status)) if status.state is UnitState.RUNNING else status.expected_s
 
 
 def _sum(item: Polled, known: dict[str, UnitRecord]) -> str:
     done = sum(known[unit].state is UnitState.DONE for unit in item.units)
     causes = {known[unit].cause for unit in item.units if known[unit].cause}
     return f"{done} of {len(item.units)} units done" + (f": {min(causes)}" if causes else "")
+
+
+def duration(minutes: float) -> str:
+    """Words for a time: `4 min`, `2.5 h`, `1.3 days`."""
+    if minutes < 90:  # noqa: PLR2004 - from there on hours read better
+        return f"{max(1, round(minutes))} min"
+    hours = minutes / 60
+    return f"{hours:.1f} h" if hours < 36 else f"{hours / 24:.1f} days"  # noqa: PLR2004 - likewise days

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import content
-from fleet.campaign import Campaign
+from fleet import content, preflight
+from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import SystemFacts
 from fleet.inventory import files, ssh_config
@@ -54,7 +54,7 @@ def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, p
         ssh_arguments=ssh_config.ssh_arguments(),
     )
     outcomes = plays.run(request, lambda event: _tell(watch, event))
-    found = tuple(_readiness(session, item, outcomes.get(item.host)) for item in reachable)
+    found = tuple(_readiness(session, campaign, item, outcomes.get(item.host)) for item in reachable)
     for item in found:
         watch.host(item.host, item.cause or "ready", ended=True)
     return found
@@ -73,7 +73,9 @@ def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[s
     environment = _digest(json.dumps([texts, own], default=str).encode())
     archive, harness = harness_archive(session.provision)
     return {
-        "preflight_needs": {rule.name: rule.needs.model_dump() for rule in listed},
+        "preflight_needs": {
+            entry.name: preflight.minima(rule, entry) for entry, rule in zip(campaign.benchmarks, listed, strict=True)
+        },
         "preflight_python_env_digest": environment,
         # Not for `check`, which wants no description: a host is asked for it once.
         **({"preflight_harness_digest": harness} if describe else {}),
@@ -81,8 +83,24 @@ def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[s
         "python_env_digest": environment,
         "harness_archive": str(archive.resolve()),
         "harness_digest": harness,
-        "assets_benchmarks": [{"name": rule.name, "module": rule.module} for rule in listed],
+        "assets_benchmarks": [_assets(campaign, entry) for entry in campaign.benchmarks],
         "assets_digest": harness,
+    }
+
+
+def _assets(campaign: Campaign, entry: BenchmarkEntry) -> dict[str, Any]:
+    """What the assets role must know about a benchmark."""
+    rule = rules.load_benchmark(entry.name)
+    random = entry.backend_options.get("weights") == "random"
+    wanted = {name: source for name, source in rule.sources.items() if not (random and source.weights)}
+    folder = campaign.role_variables.get("assets_folders", {}).get(entry.name, "")
+    return {
+        "name": rule.name,
+        "module": rule.module,
+        "folder": folder,
+        "sources": []
+        if folder
+        else [{"file": name, **source.model_dump(exclude={"weights"})} for name, source in wanted.items()],
     }
 
 
@@ -123,24 +141,41 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _readiness(session: Session, item: Reachability, outcome: HostOutcome | None) -> Readiness:
+def _readiness(session: Session, campaign: Campaign, item: Reachability, outcome: HostOutcome | None) -> Readiness:
     found = Readiness(host=item.host, state=item.state, cause=item.cause, hint=item.hint)
     if outcome is None:
         return found
-    preflight = outcome.results.get(PREFLIGHT, {})
-    cannot, warnings = preflight.get("cannot"), preflight.get("host_warnings")
+    looked = outcome.results.get(PREFLIGHT, {})
+    cannot, warnings = looked.get("cannot"), looked.get("host_warnings")
     found = replace(
         found,
         state=outcome.state,
         cause=outcome.cause,
         hint=_hint(outcome, item.host),
         changed=outcome.changed,
-        work_dir=str(preflight.get("work_dir", "")),
+        work_dir=str(looked.get("work_dir", "")),
         cannot={str(name): str(reason) for name, reason in (cannot if isinstance(cannot, dict) else {}).items()},
+        batches=_batches(campaign, looked),
         warnings=tuple(str(text) for text in (warnings if isinstance(warnings, list) else [])),
     )
-    told = preflight.get("description") or outcome.results.get(DESCRIBE, {}).get("stdout")
+    told = looked.get("description") or outcome.results.get(DESCRIBE, {}).get("stdout")
     return found if told is None else _keep_facts(session, found, str(told))
+
+
+def _batches(campaign: Campaign, told: dict[str, Any]) -> dict[str, int]:
+    """The benchmarks that would not get the batch they want on this host, and the one that fits."""
+    memory, gpus = told.get("memory_bytes"), told.get("gpus")
+    if not isinstance(memory, int) or not isinstance(gpus, list):
+        return {}
+    sizes = [int(gpu["memory_bytes"]) for gpu in gpus if isinstance(gpu, dict) and "memory_bytes" in gpu]
+    found = {}
+    for entry in campaign.benchmarks:
+        rule = rules.load_benchmark(entry.name)
+        fits = preflight.batch(rule, entry, memory_bytes=memory, gpus=sizes)
+        wanted = int(entry.backend_options.get("batch_size", rule.needs.batch))
+        if fits is not None and 0 < fits < wanted:
+            found[entry.name] = fits
+    return found
 
 
 def _hint(outcome: HostOutcome, host: str) -> str:

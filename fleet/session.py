@@ -3,7 +3,7 @@
 sessions/<id>/
 session.json           who made it, when, from which campaign
 campaign.yml           the campaign as it was
-inventory/ provision/ run/ collect/ results/ submission/ report/   one folder per stage
+inventory/ provision/ tune/ run/ collect/ results/ submission/ report/   one folder per stage
 plays/                 ansible-runner's own files, for when something went wrong
 """
 
@@ -63,6 +63,11 @@ class Session:
     def run(self) -> Path:
         """plan.json and units/<unit>.json."""
         return self.root / "run"
+
+    @property
+    def tune(self) -> Path:
+        """<host>.json: what LoadGen must be told about each host, as probes found it."""
+        return self.root / "tune"
 
     @property
     def collect(self) -> Path:

@@ -27,6 +27,8 @@ def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bo
     else:
         output.print_hosts(found, *tables.hosts(found), tables.hosts_title(found))
         for item in found:
-            for text in [*item.warnings, *(f"cannot run {name}: {why}" for name, why in item.cannot.items())]:
+            texts = [f"cannot run {name}: {why}" for name, why in item.cannot.items()]
+            texts += [f"runs {name} in batches of {size}, for want of memory" for name, size in item.batches.items()]
+            for text in [*item.warnings, *texts]:
                 output.say(f"{item.host}: {text}")
     return tables.hosts_code(found)

@@ -16,6 +16,7 @@ VERBS = {
     "inventory": "Stage 1: reach every host; write a plain Ansible inventory.",
     "check": "See whether each host could run the campaign; changes nothing.",
     "provision": "Stage 2: make hosts ready; a second time changes nothing.",
+    "tune": "Find each host's targets by short probes, before a run.",
     "run": "Stage 3: run LoadGen on every host that is ready.",
     "status": "Where each unit of a session stands, from its folder alone.",
     "collect": "Stage 4: bring files home and verify them.",

@@ -94,6 +94,12 @@ class RunSpec:
     """A short run that is not submittable."""
     labels: tuple[str, ...] = ()
     """What a reader must know beside any number: `demo model`, `random weights`, `simulated`."""
+    latency_limit_ms: float | None = None
+    """Server's limit on the 99th percentile, to tune under; None where the benchmark has none."""
+    start: dict[str, float] = dataclasses.field(default_factory=dict)
+    """LoadGen settings that an identical system came to: where tuning begins."""
+    tune_only: bool = False
+    """Find out what LoadGen must be told, write tuning.json, and run no test."""
     schema: int = SCHEMA
 
 
@@ -152,6 +158,8 @@ class RunManifest:
     model: dict[str, str]
     """starting_weights_filename, weights_sha256, weight_data_types, input_data_types, weight_transformations, retraining."""
     labels: tuple[str, ...]
+    peak_memory_bytes: int = 0
+    """The most RAM that the unit's process held; 0 when nobody looked."""
     files: dict[str, FileEntry]
     """Path relative to the unit's folder, `/`-separated, to what it must be."""
     schema: int = SCHEMA

@@ -1,6 +1,7 @@
 """The only door to mlperf_loadgen: one test per process, one FromConfig, a fresh folder, no stray audit.config."""
 
 import importlib.metadata
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,26 +94,41 @@ def execute(
         lg.DestroySUT(sut)
 
 
+def given(text: str, scenario: Scenario) -> set[str]:
+    """The keys that a user.conf sets for `scenario`."""
+    keys = (line.partition("=")[0].strip() for line in text.splitlines())
+    return {key.rpartition(".")[2] for key in keys if key.startswith(f"*.{scenario.value}.")}
+
+
 def user_conf(spec: RunSpec, measured: dict[str, float]) -> str:
-    """user.conf's text: the campaign's settings, then what was measured for keys it leaves out."""
-    given = {line.partition("=")[0].strip() for line in spec.user_conf.splitlines()}
-    lines = [spec.user_conf.rstrip()] if spec.user_conf.strip() else []
+    """user.conf's text: the campaign's settings, but for keys in `measured`, whose values were found on this system."""
+    names = {f"*.{spec.scenario.value}.{key}" for key in measured}
+    lines = [line for line in spec.user_conf.splitlines() if line.partition("=")[0].strip() not in names]
     for key, value in measured.items():
-        full = f"*.{spec.scenario.value}.{key}"
-        if full not in given:
-            lines += ["# Measured by a short warm-up on this system.", f"{full} = {value:.6g}"]
+        lines += ["# Measured on this system by short probes.", f"*.{spec.scenario.value}.{key} = {value:.6g}"]
     return "\n".join(lines) + "\n" if lines else "# LoadGen's own values throughout.\n"
 
 
-def wanted_measurements(scenario: Scenario, latency_s: float, rate: float) -> dict[str, float]:
-    """What LoadGen must be told about the system before a run, from one query's latency and the batch rate.
+_CONSTRAINTS = re.compile(r"^\s*(\S.*?) satisfied ?: (Yes|NO)\s*$", re.MULTILINE)
 
-    SingleStream and MultiStream expect a latency in ms; too high a one makes LoadGen run out of queries before its
-    minimum duration, hence the factor below 1. Offline sends 1.1 x duration x target_qps samples in one query, which
-    must last the whole duration, hence the factor above 1 (mlperf-facts, section 6).
+
+def too_short(folder: Path) -> float | None:
+    """What the run in `folder` measured, when it is INVALID for nothing but its length; else None.
+
+    The cause of such a run is a target that was too low: LoadGen had too few samples to send. Samples/s in Offline,
+    mean ms in SingleStream and MultiStream.
     """
-    if scenario in {Scenario.SINGLE_STREAM, Scenario.MULTI_STREAM}:
-        return {"target_latency": 0.7 * latency_s * 1000}
-    if scenario is Scenario.OFFLINE:
-        return {"target_qps": 1.2 * rate}
-    return {"target_qps": 0.5 / latency_s}
+    try:
+        text = (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    constraints = dict(_CONSTRAINTS.findall(text))
+    if "Result is : INVALID" not in text or constraints.get("Min duration") != "NO":
+        return None
+    # Early stopping wants a number of queries, which a run that is long enough has.
+    if any(answer == "NO" for name, answer in constraints.items() if name not in {"Min duration", "Early stopping"}):
+        return None
+    if match := re.search(r"^Samples per second: ([0-9.e+]+)$", text, re.MULTILINE):
+        return float(match[1])
+    match = re.search(r"^Mean latency \(ns\) *: ([0-9]+)$", text, re.MULTILINE)
+    return int(match[1]) / 1e6 if match else None

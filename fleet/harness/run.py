@@ -1,11 +1,13 @@
 """One unit in this process: open the benchmark and backend, run LoadGen, evaluate, write the manifest last."""
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
+import resource
 import sys
 import threading
 import time
@@ -13,32 +15,38 @@ import traceback
 from pathlib import Path
 
 import fleet
-from fleet.harness import contract, loadgen
+from fleet.harness import contract, loadgen, tuning
 from fleet.harness.contract import FileEntry, Mode, RunManifest, RunSpec, Scenario
 from fleet.harness.interfaces import Backend, Benchmark
 from fleet.harness.qsl import Samples
-from fleet.harness.sut import SystemUnderTest, measure
+from fleet.harness.supervise import REPEAT
+from fleet.harness.sut import SystemUnderTest
 
-WARM_UP_SECONDS = {False: 3.0, True: 1.0}
-"""Length of the warm-up measurement, by `quick`."""
+PROBE_SECONDS = {False: 10.0, True: 1.0}
+"""Length of a tuning probe, by `quick`."""
+FAILED_GRACE_S = 10.0
+"""After a backend failed LoadGen may end by itself for so long; then it is ended, and its logs stay as they are."""
 UNLISTED = frozenset({"manifest.json", "status.json", "progress"})
 """Files of a unit that the manifest cannot hold: itself, and what the supervisor goes on writing."""
 
 
 def main(folder: Path) -> int:
-    """Run the unit whose run_spec.json lies in `folder`; 0 when the manifest was written."""
+    """Run the unit whose run_spec.json lies in `folder`; 0 when the manifest was written, REPEAT to start again."""
     try:
         spec = contract.read_spec(folder / "run_spec.json")
-        run(spec, folder)
+        return run(spec, folder)
     except Exception as error:  # noqa: BLE001 - whatever it was, the supervisor must learn the cause
         traceback.print_exc()
-        cause = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
-        contract.write_json(folder / "error.json", {"cause": cause[:500]})
+        _say_why(folder, error)
         return 1
-    return 0
 
 
-def run(spec: RunSpec, folder: Path) -> RunManifest:
+def _say_why(folder: Path, error: BaseException) -> None:
+    cause = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
+    contract.write_json(folder / "error.json", {"cause": cause[:500]})
+
+
+def run(spec: RunSpec, folder: Path) -> int:
     """Execute `spec` in `folder` and write what the manifest promises."""
     started = time.time()
     work = Path(spec.work_dir).expanduser()
@@ -47,29 +55,18 @@ def run(spec: RunSpec, folder: Path) -> RunManifest:
     backend: Backend = importlib.import_module(f"fleet.harness.backends.{spec.backend}").open(
         benchmark, spec.backend_options
     )
-    measured: dict[str, float] = {}
-    # Server sends at its target rate in accuracy mode too: at LoadGen's own value, one a second, it would take hours.
-    if spec.mode is Mode.PERFORMANCE or spec.scenario is Scenario.SERVER:
-        measured = measure(benchmark, backend, spec.scenario, seconds=WARM_UP_SECONDS[spec.quick])
-    (folder / "user.conf").write_text(loadgen.user_conf(spec, measured), encoding="utf-8")
-    samples = Samples(benchmark)
-    sut = SystemUnderTest(benchmark, backend, samples, spec.scenario)
-    ended = threading.Event()
-    threading.Thread(target=_report_progress, args=(sut, folder, ended), daemon=True).start()
-    try:
-        seconds = loadgen.execute(
-            spec, folder, issue=sut.issue, flush=sut.flush, load=samples.load, unload=samples.unload
-        )
-    finally:
-        ended.set()
-        try:
-            sut.close()
-        finally:
-            backend.close()
+    measured = _targets(spec, folder, benchmark, backend)
+    seconds = 0.0
     accuracy: dict[str, float] = {}
-    if spec.mode is Mode.ACCURACY:
-        accuracy = benchmark.evaluate(folder / "mlperf_log_accuracy.json", spec.sample_count)
-        (folder / "accuracy.txt").write_text(benchmark.accuracy_text(accuracy), encoding="utf-8")
+    if not spec.tune_only:
+        (folder / "user.conf").write_text(loadgen.user_conf(spec, measured), encoding="utf-8")
+        seconds = _test(spec, folder, benchmark, backend)
+        if spec.mode is Mode.ACCURACY:
+            accuracy = benchmark.evaluate(folder / "mlperf_log_accuracy.json", spec.sample_count)
+            (folder / "accuracy.txt").write_text(benchmark.accuracy_text(accuracy), encoding="utf-8")
+        elif _set_aside(spec, folder):
+            return REPEAT
+    sys.stdout.write(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB\n")
     _silence()
     manifest = RunManifest(
         unit=spec.unit,
@@ -81,10 +78,70 @@ def run(spec: RunSpec, folder: Path) -> RunManifest:
         accuracy=accuracy,
         model={**benchmark.model, **backend.model},
         labels=tuple(dict.fromkeys([*spec.labels, *backend.labels])),
+        peak_memory_bytes=peak_memory_bytes(),
         files=entries(folder),
     )
     contract.write_json(folder / "manifest.json", manifest)
-    return manifest
+    return 0
+
+
+def peak_memory_bytes() -> int:
+    """The most RAM that this process has held; Linux counts it in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _targets(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -> dict[str, float]:
+    """What user.conf must say beyond the campaign: from a run that was too short, or from probes."""
+    with contextlib.suppress(FileNotFoundError):
+        told: dict[str, float] = json.loads((folder / "repeat.json").read_text(encoding="utf-8"))["measured"]
+        return told
+    # Server sends at its target rate in accuracy mode too: at LoadGen's own value, one a second, it would take hours.
+    if spec.mode is Mode.ACCURACY and spec.scenario is not Scenario.SERVER:
+        return {}
+    key = tuning.wanted(spec.scenario)
+    if key in loadgen.given(spec.user_conf, spec.scenario) and not spec.tune_only:
+        return {}
+    found = tuning.tune(
+        benchmark,
+        backend,
+        spec.scenario,
+        seconds=PROBE_SECONDS[spec.quick],
+        limit_ms=spec.latency_limit_ms if spec.mode is Mode.PERFORMANCE else None,
+        start=spec.start.get(key),
+    )
+    contract.write_json(folder / "tuning.json", found.to_json())
+    return found.values
+
+
+def _test(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -> float:
+    """LoadGen's test; wall seconds inside it. Raises what the backend raised, once LoadGen has ended."""
+    samples = Samples(benchmark)
+    sut = SystemUnderTest(benchmark, backend, samples, spec.scenario)
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(sut, folder, ended), daemon=True).start()
+    try:
+        return loadgen.execute(spec, folder, issue=sut.issue, flush=sut.flush, load=samples.load, unload=samples.unload)
+    finally:
+        ended.set()
+        try:
+            sut.close()
+        finally:
+            backend.close()
+
+
+def _set_aside(spec: RunSpec, folder: Path) -> bool:
+    """Whether a first run was too short by its target alone: its logs move to first_attempt/, its figure is kept."""
+    measured = loadgen.too_short(folder)
+    if measured is None or spec.scenario is Scenario.SERVER or (folder / "repeat.json").exists():
+        return False
+    factor = tuning.RATE_MARGIN if spec.scenario is Scenario.OFFLINE else tuning.LATENCY_MARGIN
+    aside = folder / "first_attempt"
+    aside.mkdir()
+    for path in [*folder.glob("mlperf_log_*"), folder / "user.conf"]:
+        path.replace(aside / path.name)
+    contract.write_json(folder / "repeat.json", {"measured": {tuning.wanted(spec.scenario): factor * measured}})
+    sys.stdout.write(f"INVALID: the run was too short for its target; once more with {factor * measured:.6g}\n")
+    return True
 
 
 def versions(backend: Backend) -> dict[str, str]:
@@ -113,12 +170,22 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _report_progress(sut: SystemUnderTest, folder: Path, ended: threading.Event) -> None:
+def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event) -> None:
+    """Say how far it is; end a test whose backend has failed and which LoadGen would go on with to its full length."""
     path = folder / "progress"
     partial = folder / "progress.partial"
+    failed_at: float | None = None
     while not ended.wait(0.5):
         partial.write_text(json.dumps(sut.done), encoding="ascii")
         partial.replace(path)
+        if sut.error is None:
+            continue
+        failed_at = failed_at or time.monotonic()
+        if time.monotonic() - failed_at > FAILED_GRACE_S:
+            traceback.print_exception(sut.error)
+            _say_why(folder, sut.error)
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def _silence() -> None:

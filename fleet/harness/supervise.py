@@ -24,11 +24,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.contract import Mode, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
 
 BEAT_SECONDS = 1.0
 FRESH_SECONDS = 30.0
 """A running unit whose status is older has lost its supervisor."""
+REPEAT = 75
+"""Exit status with which a unit asks to be started once more; fleet.harness.run gives it."""
 GRACE_SECONDS = 10.0
 """Between SIGTERM and SIGKILL."""
 
@@ -246,7 +248,19 @@ class Supervisor:
     def _run_unit(self, folder: Path, lock: int) -> None:
         """One unit in a process group of its own, watched until it ends or is ended."""
         spec = read_spec(folder / "run_spec.json")
-        with (folder / "harness.log").open("wb") as log:
+        state, cause = self._attempt(folder, spec, lock)
+        if state is UnitState.RUNNING:
+            # It asks to be started again, with what it measured; a second time it says it is done.
+            state, cause = self._attempt(folder, spec, lock)
+            if state is UnitState.RUNNING:
+                state, cause = UnitState.FAILED, "it was too short twice"
+        status = read_status(folder) or UnitStatus(unit=spec.unit, state=state)
+        ended = replace(status, state=state, cause=cause, ended_at=time.time(), samples_done=_progress(folder))
+        write_json(folder / "status.json", ended)
+
+    def _attempt(self, folder: Path, spec: RunSpec, lock: int) -> tuple[UnitState, str]:
+        """How one process ended; RUNNING when the unit wants another."""
+        with (folder / "harness.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, _entry(), "run", str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder,
@@ -257,11 +271,7 @@ class Supervisor:
             state, cause = self._watch(process, folder, spec, lock)
         finally:
             _end(process)
-        if state is UnitState.RUNNING:
-            state, cause = _verdict(process, folder)
-        status = read_status(folder) or UnitStatus(unit=spec.unit, state=state)
-        ended = replace(status, state=state, cause=cause, ended_at=time.time(), samples_done=_progress(folder))
-        write_json(folder / "status.json", ended)
+        return _verdict(process, folder) if state is UnitState.RUNNING else (state, cause)
 
     def _watch(
         self, process: "subprocess.Popen[bytes]", folder: Path, spec: RunSpec, lock: int
@@ -274,6 +284,7 @@ class Supervisor:
             self._beat()
             with suppress(OSError):
                 status = replace(status, pid=process.pid, heartbeat_at=time.time(), samples_done=_progress(folder))
+                status = replace(status, expected_s=_expected(status, spec))
                 write_json(folder / "status.json", status)
             if time.monotonic() > deadline:
                 return UnitState.TIMEOUT, f"stopped after its deadline of {spec.deadline_s:.0f} s"
@@ -329,6 +340,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _verdict(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[UnitState, str]:
     code = process.returncode
+    if code == REPEAT and not (folder / "manifest.json").is_file():
+        return UnitState.RUNNING, ""
     # The folder was fresh and the manifest is written last: a process that dies after it has finished its work.
     if (folder / "manifest.json").is_file():
         return UnitState.DONE, ""
@@ -340,6 +353,15 @@ def _verdict(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[UnitStat
         name = signal.Signals(-code).name
         cause = f"killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
     return UnitState.FAILED, cause or f"harness ended with {code}, see harness.log"
+
+
+def _expected(status: UnitStatus, spec: RunSpec) -> float:
+    """Seconds the unit will take in all: for an accuracy run, once a part is done, by how fast that was."""
+    done, count = status.samples_done, spec.sample_count
+    spent = (status.heartbeat_at or 0.0) - (status.started_at or 0.0)
+    if spec.mode is not Mode.ACCURACY or done < max(8, count // 100) or spent <= 0:
+        return status.expected_s
+    return max(spent, spent * count / done)
 
 
 def _progress(folder: Path) -> int:
@@ -363,7 +385,6 @@ def pack(work: Path, session_name: str, unit: str) -> dict[str, Any]:
 
     What a unit lacks is missing from it, not an error here.
     """
-    os.nice(19)  # The next unit may be measuring.
     folder = work / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{session_name}.{unit}.tar.gz"

@@ -7,7 +7,7 @@ from importlib.resources.abc import Traversable
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from fleet.errors import CampaignError
 from fleet.terms import Category, Division, Scenario
@@ -49,12 +49,39 @@ class Round(_Rule):
     system_keys: SystemKeys
 
 
-class Needs(_Rule):
-    """What one running unit of a benchmark takes from its host."""
+class Precision(_Rule):
+    """Memory that one running unit takes, GiB: on the accelerator where the backend has one, else in RAM."""
 
-    memory_gib: PositiveFloat
+    model_gib: PositiveFloat
+    """Weights and the runtime around them."""
+    sample_gib: PositiveFloat
+    """Activations and caches of each sample of a batch."""
+
+
+class Needs(_Rule):
+    """What one running unit of a benchmark takes from its host; `fleet.preflight` turns it into an answer per host."""
+
     disk_gib: PositiveFloat
     """Environment, assets and logs together."""
+    memory_gib: PositiveFloat
+    """RAM beside the model: interpreter, dataset, LoadGen."""
+    precisions: Mapping[str, Precision] = Field(min_length=1)
+    """By the backend option `dtype`; the first is the default."""
+    batch: PositiveInt = 32
+    """Samples that a backend takes at once unless it is told otherwise."""
+    gpu_memory_gib: NonNegativeFloat = 0.0
+    """The published minimum of accelerator memory; 0 where a CPU is enough."""
+
+
+class Source(_Rule):
+    """A file that the assets role brings to a host."""
+
+    url: str
+    """Where it is published; role variable `assets_folders` names a folder on the host instead."""
+    sha256: str = ""
+    """Empty where the publisher names none: what came is then recorded, not verified."""
+    weights: bool = False
+    """Not needed for a run on random weights."""
 
 
 class BenchmarkRule(_Rule):
@@ -73,8 +100,12 @@ class BenchmarkRule(_Rule):
     """The whole dataset: what an accuracy run must cover."""
     performance_samples: PositiveInt
     """The least performance_sample_count the checker takes."""
-    metric: str
-    """The accuracy metric's name in the rules, `F1`."""
+    metrics: tuple[str, ...] = Field(min_length=1)
+    """The accuracy metrics' names in the rules, `F1`; accuracy.txt must have each."""
+    backends: tuple[str, ...] = Field(min_length=1)
+    """Modules of `fleet.harness.backends` that can run it."""
+    sources: Mapping[str, Source] = {}
+    """File name to where it comes from; empty for a benchmark that ships with fleet."""
     task: str
     divisions: tuple[Division, ...] = Field(min_length=1)
     scenarios: Mapping[Category, tuple[Scenario, ...]]
@@ -82,6 +113,8 @@ class BenchmarkRule(_Rule):
     run_seconds: PositiveFloat
     """Wall seconds an accuracy unit takes on a slow laptop, for deadlines and progress."""
     needs: Needs
+    server_latency_ms: PositiveFloat | None = None
+    """Server's limit on the 99th percentile, as in the round's mlperf.conf; None without one."""
 
     def scenarios_of(self, category: str) -> tuple[Scenario, ...]:
         """The scenarios of `category`, which may be both, `datacenter,edge`; without repeats, in the file's order."""

@@ -91,9 +91,8 @@ def _performance(
 
 
 def _accuracy(evidence: Evidence, summary: LoadgenSummary, benchmark: BenchmarkRule) -> Iterator[str]:
-    metric = benchmark.metric
-    if metric not in evidence.accuracy:
-        yield f"accuracy missing: accuracy.txt has no {metric}"
+    if missing := [metric for metric in benchmark.metrics if metric not in evidence.accuracy]:
+        yield f"accuracy missing: accuracy.txt has no {', '.join(missing)}"
     covered = min(summary.accuracy_sample_count or 0, evidence.spec.sample_count)
     if covered < benchmark.samples:
         yield f"{covered} of {benchmark.samples} samples: not the whole dataset"

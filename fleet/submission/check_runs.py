@@ -213,7 +213,7 @@ def _check_accuracy_text(path: Path, place: Place) -> Iterator[Finding]:
     except (OSError, UnicodeDecodeError, ResultsError) as error:
         yield place.report.error(path, str(error), _AGAIN)
         return
-    if place.rule and place.rule.metric not in metrics:
-        yield place.report.error(path, f"no line that the checker reads as {place.rule.metric}", _AGAIN)
+    if missing := [name for name in (place.rule.metrics if place.rule else ()) if name not in metrics]:
+        yield place.report.error(path, f"no line that the checker reads as {missing[0]}", _AGAIN)
     if not HASH_LINE.search(text):
         yield place.report.error(path, "no hash= line: the accuracy log was not truncated", _REBUILD)

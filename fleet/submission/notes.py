@@ -40,7 +40,7 @@ def source(results: SessionResults, rule: BenchmarkRule, entries: tuple[Entry, .
     lines = [
         f"# How to reproduce {rule.name}",
         "",
-        f"Task: {rule.task}. Official benchmark it stands for: {rule.official}. Metric: {rule.metric}.",
+        f"Task: {rule.task}. Official benchmark it stands for: {rule.official}. Metric: {', '.join(rule.metrics)}.",
         *_label_lines(rule.labels),
         "",
         f"The code is mlperf-fleet {results.fleet_version}; the benchmark is `fleet/harness/benchmarks/{rule.module}.py`",

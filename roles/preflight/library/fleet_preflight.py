@@ -24,7 +24,10 @@ description:
   - Reads memory, disk, power source and what fleet installed earlier; changes nothing.
 options:
   work_dir: {type: str, required: true, description: Folder that fleet keeps on the host.}
-  needs: {type: dict, required: true, description: Benchmark name to memory_gib and disk_gib.}
+  needs:
+    type: dict
+    required: true
+    description: Benchmark name to disk_gib, memory_gib, model_gib, gpu_memory_gib and device (cpu, gpu or any).
   spare_gib: {type: float, default: 0.25, description: Free GiB that must remain on a converged host.}
   on_battery: {type: str, default: warn, choices: [warn, stop, ignore], description: A laptop on battery.}
   python_env_digest: {type: str, default: "", description: Fingerprint of the environment that is wanted.}
@@ -42,6 +45,35 @@ def meminfo() -> dict[str, int]:
         name, _, rest = line.partition(":")
         found[name] = int(rest.split()[0]) * 1024
     return found
+
+
+def gpus() -> list[dict[str, object]]:
+    """Name and memory of each NVIDIA GPU, as nvidia-smi says; none where it is not there or does not answer."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in told.splitlines():
+        name, _, mib = line.rpartition(",")
+        if mib.strip().isdecimal():
+            found.append({"name": name.strip(), "memory_bytes": int(mib) * 2**20})
+    return found
+
+
+def shortage(need: dict, memory: int, cards: list) -> str:
+    """Why a benchmark cannot run here, or nothing."""
+    ram, model, card = (float(need.get(key, 0.0)) for key in ("memory_gib", "model_gib", "gpu_memory_gib"))
+    if need.get("device") == "gpu" and not cards:
+        return "no NVIDIA GPU answers here (nvidia-smi), and its backend needs one"
+    if cards and need.get("device") != "cpu":
+        smallest = min(cards, key=lambda found: found["memory_bytes"])
+        if smallest["memory_bytes"] < card * GIB:
+            return f"{smallest['name']} has {smallest['memory_bytes'] / GIB:.1f} GiB, {card:g} GiB needed"
+    else:
+        ram += model
+    return f"{memory / GIB:.1f} GiB memory, {ram:g} GiB needed" if memory < ram * GIB else ""
 
 
 def free_bytes(path: Path) -> int:
@@ -160,11 +192,9 @@ def main() -> None:
     memory = meminfo()
     free = free_bytes(work_dir)
     done = stamps(work_dir)
-    cannot = {
-        name: f"{memory['MemTotal'] / GIB:.1f} GiB memory, {float(need['memory_gib']):g} GiB needed"
-        for name, need in module.params["needs"].items()
-        if memory["MemTotal"] < float(need["memory_gib"]) * GIB
-    }
+    cards = gpus()
+    answers = {name: shortage(need, memory["MemTotal"], cards) for name, need in module.params["needs"].items()}
+    cannot = {name: reason for name, reason in answers.items() if reason}
     warnings = ["on battery: results will be slower"] if module.params["on_battery"] == "warn" and on_battery() else []
     found = problems(work_dir, free, module.params, done)
     if cannot and len(cannot) == len(module.params["needs"]):
@@ -173,6 +203,7 @@ def main() -> None:
         "work_dir": str(work_dir),
         "free_bytes": free,
         "memory_bytes": memory["MemTotal"],
+        "gpus": cards,
         "python": platform.python_version(),
         "cannot": cannot,
         "host_warnings": warnings,

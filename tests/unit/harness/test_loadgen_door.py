@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fleet.harness import loadgen
+from fleet.harness import loadgen, supervise
 from fleet.harness.contract import Mode, Scenario
 from fleet.harness.run import UNLISTED
-from tests.unit.harness.units import measured, spec
+from tests.unit.harness.units import again, measured, spec
 
 CONF = {
     Scenario.SINGLE_STREAM: "",
@@ -121,29 +121,53 @@ def test_a_backend_that_answers_too_few_ends_the_unit(tmp_path: Path, scenario: 
     assert error(folder) == "ValueError: the backend left 1 samples without an output"
 
 
-def test_user_conf_has_the_campaigns_settings_and_measures_the_rest() -> None:
+def test_user_conf_has_the_campaigns_settings_and_what_was_measured() -> None:
     value = spec(user_conf="*.Offline.min_duration = 5000\n*.Offline.target_qps = 12.0\n")
-    assert loadgen.user_conf(value, {"target_qps": 99.0}) == value.user_conf
-    text = loadgen.user_conf(spec(user_conf="*.Offline.min_duration = 5000\n"), {"target_qps": 1234567.0})
-    assert text.splitlines()[0] == "*.Offline.min_duration = 5000"
-    assert text.splitlines()[1].startswith("# Measured")
-    assert float(text.splitlines()[2].removeprefix("*.Offline.target_qps = ")) == pytest.approx(1234567, rel=1e-5)
+    assert loadgen.user_conf(value, {}) == value.user_conf
+    lines = loadgen.user_conf(value, {"target_qps": 1234567.0}).splitlines()
+    assert lines[0] == "*.Offline.min_duration = 5000"
+    assert lines[1].startswith("# Measured")
+    assert float(lines[2].removeprefix("*.Offline.target_qps = ")) == pytest.approx(1234567, rel=1e-5)
+    assert len(lines) == 3
     assert loadgen.user_conf(spec(), {}) == "# LoadGen's own values throughout.\n"
 
 
 def test_another_scenarios_setting_is_not_this_ones() -> None:
-    text = loadgen.user_conf(spec(user_conf="*.Server.target_qps = 1\n"), {"target_qps": 9.0})
-    assert "*.Offline.target_qps = 9\n" in text
+    value = spec(user_conf="*.Server.target_qps = 1\n")
+    assert loadgen.given(value.user_conf, Scenario.OFFLINE) == set()
+    assert loadgen.given(value.user_conf, Scenario.SERVER) == {"target_qps"}
+    assert "*.Offline.target_qps = 9\n" in loadgen.user_conf(value, {"target_qps": 9.0})
 
 
-@pytest.mark.parametrize(
-    ("scenario", "expected"),
-    [
-        (Scenario.SINGLE_STREAM, {"target_latency": 7.0}),
-        (Scenario.MULTI_STREAM, {"target_latency": 7.0}),
-        (Scenario.OFFLINE, {"target_qps": 120.0}),
-        (Scenario.SERVER, {"target_qps": 50.0}),
-    ],
-)
-def test_what_loadgen_must_be_told(scenario: Scenario, expected: dict[str, float]) -> None:
-    assert loadgen.wanted_measurements(scenario, 0.010, 100.0) == pytest.approx(expected)
+@pytest.mark.parametrize("scenario", [Scenario.OFFLINE, Scenario.SINGLE_STREAM, Scenario.MULTI_STREAM])
+def test_a_run_too_short_for_its_target_is_set_aside_and_valid_the_second_time(
+    tmp_path: Path, scenario: Scenario
+) -> None:
+    # The null backend takes that long for a query, or for 1024 samples of Offline's.
+    latency = {Scenario.OFFLINE: 20, Scenario.SINGLE_STREAM: 4, Scenario.MULTI_STREAM: 0.3}[scenario]
+    low = "target_qps = 30000" if scenario is Scenario.OFFLINE else "target_latency = 1000"
+    text = f"*.{scenario}.min_duration = 400\n*.{scenario}.min_query_count = 1\n*.{scenario}.{low}\n"
+    value = spec(scenario=scenario, user_conf=text, backend_options={"latency_ms": latency})
+    code, folder = measured(tmp_path, value)
+    assert code == supervise.REPEAT, (folder / "harness.log").read_text(encoding="utf-8")
+    assert not (folder / "manifest.json").exists()
+    first = (folder / "first_attempt" / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+    assert "Result is : INVALID" in first
+    code, _ = again(folder)
+    assert code == 0, (folder / "harness.log").read_text(encoding="utf-8")
+    assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+    assert {"first_attempt/mlperf_log_summary.txt", "repeat.json"} <= set(manifest(folder)["files"])
+
+
+def test_a_run_that_is_invalid_for_another_reason_is_not_repeated(tmp_path: Path) -> None:
+    summary = (
+        "Result is : INVALID\n  Min duration satisfied : NO\n  Min queries satisfied : NO\nSamples per second: 9\n"
+    )
+    (tmp_path / "mlperf_log_summary.txt").write_text(summary, encoding="utf-8")
+    assert loadgen.too_short(tmp_path) is None
+    (tmp_path / "mlperf_log_summary.txt").write_text(
+        summary.replace("queries satisfied : NO", "queries satisfied : Yes")
+    )
+    assert loadgen.too_short(tmp_path) == 9.0
+    (tmp_path / "mlperf_log_summary.txt").write_text(summary.replace("INVALID", "VALID"))
+    assert loadgen.too_short(tmp_path) is None

@@ -14,7 +14,7 @@ from fleet.harness.backends import null
 from fleet.harness.contract import Scenario
 from fleet.harness.interfaces import Benchmark, Features, Generation
 from fleet.harness.qsl import Samples
-from fleet.harness.sut import SystemUnderTest, measure
+from fleet.harness.sut import SystemUnderTest
 
 
 class Lengths:
@@ -126,28 +126,6 @@ def test_an_error_answers_everything_and_comes_out_at_close(
     with pytest.raises(MemoryError, match="no room"):
         sut.close()
     assert sorted(completed) == [(index, b"", 0) for index in range(9)]
-
-
-def test_measure_follows_the_backends_latency() -> None:
-    backend = null.open(Lengths(), {"latency_ms": 10})
-    single = measure(Lengths(), backend, Scenario.SINGLE_STREAM, seconds=0.1)
-    assert 7.0 <= single["target_latency"] < 14
-    offline = measure(Lengths(), backend, Scenario.OFFLINE, seconds=0.1)
-    assert 1500 < offline["target_qps"] <= 1.2 * 40 / 0.010
-
-
-def test_measure_of_multistream_asks_for_eight_samples_at_once() -> None:
-    backend = null.open(Lengths(), {"latency_ms": 10})
-    assert 7.0 <= measure(Lengths(), backend, Scenario.MULTI_STREAM, seconds=0.1)["target_latency"] < 14
-
-
-def test_measure_of_multistream_batches_as_issue_does() -> None:
-    backend = Recording()
-    measure(Lengths(), backend, Scenario.MULTI_STREAM, seconds=0.01)
-    warm_up, *queries = backend.batches
-    assert len(warm_up) == 1
-    assert len(queries) >= 6
-    assert {len(batch) for batch in queries} == {4}
 
 
 def test_the_null_backend_names_what_it_knows() -> None:

@@ -73,7 +73,7 @@ def module(name, opened):
 module("fleet.harness.benchmarks.probe", lambda name, assets: Probe())
 module("fleet.harness.backends.broken", lambda benchmark, options: Broken(options["after"]))
 module("fleet.harness.backends.short", lambda benchmark, options: Short(options["after"]))
-run.WARM_UP_SECONDS = {True: 0.1, False: 0.1}
+run.PROBE_SECONDS = {True: 0.1, False: 0.1}
 """
 
 
@@ -87,9 +87,13 @@ def folder_of(base: Path, value: RunSpec) -> Path:
 
 def measured(base: Path, value: RunSpec, *, more: str = "", timeout: float = 60) -> tuple[int, Path]:
     """Run a unit in a process of its own, for LoadGen takes one test per process; its exit status and folder."""
-    folder = folder_of(base, value)
+    return again(folder_of(base, value), more=more, timeout=timeout)
+
+
+def again(folder: Path, *, more: str = "", timeout: float = 60) -> tuple[int, Path]:
+    """Run the unit in `folder`, as its supervisor would; its exit status and folder."""
     code = f"{PRELUDE}\n{more}\nsys.exit(run.main(Path(sys.argv[1])))\n"
-    with (folder / "harness.log").open("wb") as log:
+    with (folder / "harness.log").open("ab") as log:
         done = subprocess.run(
             [sys.executable, "-c", code, str(folder)],
             stdout=log, stderr=log, cwd=TOP, check=False, timeout=timeout,

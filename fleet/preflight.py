@@ -1,0 +1,58 @@
+"""What a benchmark takes on a host, and whether the host has it: pure arithmetic over the figures in mlperf/benchmarks.
+
+The module fleet_preflight compares the minima on the host itself, before anything is installed there; the batch that
+fits is worked out here, from what it reports.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fleet.campaign import BenchmarkEntry
+from fleet.mlperf.rules import BenchmarkRule, Precision
+
+GIB = 2**30
+BODILESS = frozenset({"null", "openai"})
+"""Backends that hold no model on the host."""
+ON_CPU = frozenset({"tensorflow"})
+"""Backends whose pinned packages compute on the CPU alone."""
+
+
+def _precision(rule: BenchmarkRule, entry: BenchmarkEntry) -> Precision:
+    known = rule.needs.precisions
+    return known.get(str(entry.backend_options.get("dtype")), next(iter(known.values())))
+
+
+def device(entry: BenchmarkEntry) -> str:
+    """`gpu` where the backend needs one, `cpu` where it uses none, else `any`: the GPU where there is one."""
+    if entry.backend == "tensorrt":
+        return "gpu"
+    given = str(entry.backend_options.get("device") or entry.backend_options.get("provider") or "")
+    if entry.backend in BODILESS | ON_CPU or given == "cpu":
+        return "cpu"
+    return "gpu" if given.startswith(("cuda", "tensorrt")) else "any"
+
+
+def minima(rule: BenchmarkRule, entry: BenchmarkEntry) -> dict[str, Any]:
+    """What fleet_preflight compares: GiB of disk, of RAM, of the model with one sample, of the accelerator."""
+    precision = _precision(rule, entry)
+    model = 0.0 if entry.backend in BODILESS else precision.model_gib + precision.sample_gib
+    return {
+        "disk_gib": rule.needs.disk_gib,
+        "memory_gib": rule.needs.memory_gib,
+        "model_gib": model,
+        "gpu_memory_gib": max(rule.needs.gpu_memory_gib, model),
+        "device": device(entry),
+    }
+
+
+def batch(rule: BenchmarkRule, entry: BenchmarkEntry, *, memory_bytes: int, gpus: Sequence[int]) -> int | None:
+    """Samples of the benchmark that fit at once, from total RAM and each GPU's memory in bytes; None without limit.
+
+    Only a model that is there at all has a limit; the smallest GPU decides, since each holds a model of its own.
+    """
+    if entry.backend in BODILESS:
+        return None
+    precision = _precision(rule, entry)
+    on_gpu = bool(gpus) and device(entry) != "cpu"
+    free = min(gpus) / GIB if on_gpu else memory_bytes / GIB - rule.needs.memory_gib
+    return max(0, int((free - precision.model_gib) / precision.sample_gib))
