@@ -95,6 +95,10 @@ class Backend(Protocol):
         """The most samples that `predict` is given at once in Offline and Server; it may split them as it likes."""
 
     @property
+    def by_length(self) -> bool:
+        """Whether `predict` wants samples of like length together."""
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """What a reader must know: `simulated` for the null backend, `random weights`."""
 
@@ -108,7 +112,7 @@ class Backend(Protocol):
     def predict(self, samples: Sequence[Features]) -> Iterable[Output]:
         """One output per sample, in order; a generator may hand out early ones while later ones are computed.
 
-        In Offline and Server `samples` come sorted by length.
+        In Offline and Server `samples` come sorted by length where `by_length` says so.
         """
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
 """The only door to mlperf_loadgen: one test per process, one FromConfig, a fresh folder, no stray audit.config."""
 
+import gc
 import importlib.metadata
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,6 @@ EMBEDDED_CONF_AND_USER_CONF = 1
 
 MULTI_STREAM_SAMPLES = 8
 """samples_per_query of MultiStream in every round's mlperf.conf."""
-Query = Sequence[tuple[int, int]]
-"""Samples issued together: (LoadGen's response id, index in the QSL)."""
-Response = tuple[int, bytes, int]
-"""(response id, data, number of tokens or 0)."""
 
 
 def version() -> str:
@@ -28,37 +26,55 @@ def version() -> str:
     return importlib.metadata.version("mlcommons-loadgen")
 
 
-def complete(responses: Sequence[Response]) -> None:
-    """Hand responses to LoadGen; it has copied what it wants when this returns."""
-    _hand_over(responses, lg.QuerySamplesComplete)
+def complete(identifiers: Sequence[int], data: Sequence[bytes], tokens: Sequence[int] | None = None) -> None:
+    """Hand responses to LoadGen, by its response ids; it has copied what it wants when this returns.
+
+    `tokens` is how many tokens each holds, for benchmarks that generate. In bulk, since Python's cost per sample is
+    what the harness adds to every measurement.
+    """
+    _hand_over(lg.QuerySamplesComplete, identifiers, data, tokens)
 
 
-def first_token(identifier: int, data: bytes) -> None:
-    """Tell LoadGen that the first token of a response is there; it takes the time."""
-    _hand_over([(identifier, data, 1)], lg.FirstTokenComplete)
+def complete_shared(identifiers: Sequence[int], names: Sequence[int], data: Mapping[int, bytes]) -> None:
+    """Like `complete`, where many samples share a response: `names` says which of `data` each has."""
+    places = {name: (_address(held), len(held)) for name, held in data.items()}
+    lg.QuerySamplesComplete(
+        [lg.QuerySampleResponse(identifier, *places[name]) for identifier, name in zip(identifiers, names, strict=True)]
+    )
 
 
-def _hand_over(responses: Sequence[Response], to: Callable[[list[Any]], None]) -> None:
+def first_tokens(identifiers: Sequence[int], data: Sequence[bytes]) -> None:
+    """Tell LoadGen that the first token of each response is there; it takes the time."""
+    _hand_over(lg.FirstTokenComplete, identifiers, data, [1] * len(data))
+
+
+def _hand_over(
+    to: Callable[[list[Any]], None], identifiers: Sequence[int], data: Sequence[bytes], tokens: Sequence[int] | None
+) -> None:
     # LoadGen takes addresses, so the bytes must be alive until it returns.
-    held = b"".join([data for _, data, _ in responses])
-    at = np.frombuffer(held, dtype=np.uint8).ctypes.data if held else 0
-    made = []
-    for identifier, data, tokens in responses:
-        made.append(lg.QuerySampleResponse(identifier, at, len(data), tokens))
-        at += len(data)
-    to(made)
+    held = b"".join(data)
+    sizes = list(map(len, data))
+    addresses = list(accumulate(sizes[:-1], initial=_address(held)))
+    more = () if tokens is None else (tokens,)
+    to(list(map(lg.QuerySampleResponse, identifiers, addresses, sizes, *more)))
+
+
+def _address(held: bytes) -> int:
+    return np.frombuffer(held, dtype=np.uint8).ctypes.data if held else 0
 
 
 def execute(
     spec: RunSpec,
     folder: Path,
     *,
-    issue: Callable[[Query], None],
+    issue: Callable[[list[int], list[int]], None],
     flush: Callable[[], None],
     load: Callable[[Sequence[int]], None],
     unload: Callable[[Sequence[int]], None],
 ) -> float:
     """Run one LoadGen test in `folder`, where user.conf lies; returns wall seconds inside StartTest.
+
+    `issue` is given the response ids and the QSL indices of the samples of a query.
 
     Raises ValueError when the wheel is not the round's, or when user.conf is refused.
     """
@@ -81,15 +97,20 @@ def execute(
     log.enable_trace = False
 
     def issue_queries(samples: list[Any]) -> None:
-        issue([(sample.id, sample.index) for sample in samples])
+        issue([sample.id for sample in samples], [sample.index for sample in samples])
 
     sut = lg.ConstructSUT(issue_queries, flush)
     qsl = lg.ConstructQSL(spec.sample_count, spec.performance_sample_count, load, unload)
+    # What is here stays: a collection in the middle of a query would be measured as the system's.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
     started = time.monotonic()
     try:
         lg.StartTestWithLogSettings(sut, qsl, settings, log, str(folder / "audit.config"))
         return time.monotonic() - started
     finally:
+        gc.enable()
         lg.DestroyQSL(qsl)
         lg.DestroySUT(sut)
 

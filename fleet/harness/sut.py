@@ -7,7 +7,8 @@ Server queries arrive while earlier ones are being computed, so a worker thread 
 import queue
 import threading
 from collections.abc import Sequence
-from itertools import islice
+
+import numpy as np
 
 from fleet.harness import loadgen
 from fleet.harness.contract import Scenario
@@ -15,7 +16,9 @@ from fleet.harness.interfaces import Backend, Benchmark, Output, StreamingBacken
 from fleet.harness.qsl import Samples
 from fleet.harness.tuning import batches
 
-COMPLETED_AT_ONCE = 1024
+SHARED = 4
+"""So many samples on average must share a response for its address to be worth asking for."""
+AT_ONCE = 1024
 """Responses handed to LoadGen in one call, at the most."""
 
 
@@ -26,7 +29,7 @@ class SystemUnderTest:
         self._benchmark = benchmark
         self._backend = backend
         self._samples = samples
-        self._counts_tokens = benchmark.generation is not None
+        self._generates = benchmark.generation is not None
         self.done = 0
         self.error: BaseException | None = None
         """What the backend raised first; may be read from any thread."""
@@ -42,16 +45,19 @@ class SystemUnderTest:
             worker.start()
             self._workers.append(worker)
 
-    def issue(self, query: loadgen.Query) -> None:
+    def issue(self, identifiers: list[int], indices: list[int]) -> None:
         """LoadGen's issue_queries."""
         if self._workers:
-            for sample in query:
+            for sample in zip(identifiers, indices, strict=True):
                 self._arrived.put(sample)
             return
-        # Sorted by length, so that a batch holds samples of like length and little padding.
-        ordered = sorted(query, key=lambda sample: len(self._samples[sample[1]].input_ids)) if len(query) > 1 else query
-        for batch in batches(ordered, self._backend.batch_size):
-            self._answer(batch)
+        if len(indices) > 1 and self._backend.by_length:
+            order = np.argsort(self._samples.lengths[indices], kind="stable").tolist()
+            identifiers = [identifiers[at] for at in order]
+            indices = [indices[at] for at in order]
+        size = self._backend.batch_size
+        for at in range(0, len(indices), size):
+            self._answer(identifiers[at : at + size], indices[at : at + size])
 
     def flush(self) -> None:
         """LoadGen's flush_queries: nothing is held back here."""
@@ -74,51 +80,62 @@ class SystemUnderTest:
                     self._arrived.put(None)
                     break
                 batch.append(following)
-            self._answer(batch)
+            if len(batch) > 1 and self._backend.by_length:
+                batch.sort(key=lambda sample: self._samples.lengths[sample[1]])
+            self._answer([identifier for identifier, _ in batch], [index for _, index in batch])
 
     def _stream(self, backend: StreamingBackend) -> None:
+        response = self._benchmark.response
         while (sample := self._arrived.get()) is not None:
             identifier, index = sample
 
             def first(token: Output, identifier: int = identifier) -> None:
-                loadgen.first_token(identifier, self._benchmark.response(token))
+                loadgen.first_tokens([identifier], [response(token)])
 
+            data, count = b"", 0
             try:
                 if self.error is not None:
                     raise self.error  # The run has failed: what is left need not be asked for, one timeout each.
                 output = backend.stream(self._samples[index], first)
-                answer = (identifier, self._benchmark.response(output), len(output))
+                data, count = response(output), len(output)
             except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answer
                 self.error = self.error or error
-                answer = (identifier, b"", 0)
-            loadgen.complete([answer])
+            loadgen.complete([identifier], [data], [count])
             self.done += 1
 
-    def _answer(self, batch: Sequence[tuple[int, int]]) -> None:
-        """Answer each of `batch` exactly once, in groups as the backend hands outputs out, whatever happens."""
-        waiting = iter(batch)
+    def _answer(self, identifiers: list[int], indices: list[int]) -> None:
+        """Answer each sample exactly once, in groups as the backend hands outputs out, whatever happens."""
+        answered = 0
         try:
-            outputs = self._backend.predict([self._samples[index] for _, index in batch])
-            for group in batches(outputs, COMPLETED_AT_ONCE):
-                self._complete(list(islice(waiting, len(group))), group)
+            for group in batches(self._backend.predict(list(map(self._samples.held.__getitem__, indices))), AT_ONCE):
+                these = identifiers[answered : answered + len(group)]
+                if len(these) < len(group):
+                    raise ValueError(f"the backend gave more than {len(identifiers)} outputs")
+                # From here on none of these is answered by the exception's way: LoadGen takes one answer a sample.
+                data = self._responses(group)
+                answered += len(group)
+                self._complete(these, data, group)
         except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answers
             self.error = self.error or error
-        if unanswered := list(waiting):
-            self.error = self.error or ValueError(f"the backend left {len(unanswered)} samples without an output")
-            loadgen.complete([(identifier, b"", 0) for identifier, _ in unanswered])
-            self.done += len(unanswered)
+        if left := identifiers[answered:]:
+            self.error = self.error or ValueError(f"the backend left {len(left)} samples without an output")
+            loadgen.complete(left, [b""] * len(left))
+            self.done += len(left)
 
-    def _complete(self, samples: list[tuple[int, int]], outputs: Sequence[Output]) -> None:
-        try:
-            response = self._benchmark.response
-            counts = [len(output) if self._counts_tokens else 0 for output in outputs]
-            answers = [
-                (sample[0], response(output), count)
-                for sample, output, count in zip(samples, outputs, counts, strict=True)
-            ]
-        except BaseException:
-            loadgen.complete([(identifier, b"", 0) for identifier, _ in samples])
-            raise
-        finally:
-            self.done += len(samples)
-        loadgen.complete(answers)
+    def _responses(self, outputs: Sequence[Output]) -> dict[int, bytes]:
+        """By an output's identity its bytes: of one that several samples share, made once."""
+        distinct = dict(zip(map(id, outputs), outputs, strict=True))
+        return {name: self._benchmark.response(output) for name, output in distinct.items()}
+
+    def _complete(self, identifiers: list[int], data: dict[int, bytes], outputs: Sequence[Output]) -> None:
+        names = list(map(id, outputs))
+        if self._generates:
+            each = [data[name] for name in names]
+            # Nothing was streamed, so the first token came with the last; some LoadGen models want it said.
+            loadgen.first_tokens(identifiers, each)
+            loadgen.complete(identifiers, each, list(map(len, outputs)))
+        elif len(data) < len(names) / SHARED:
+            loadgen.complete_shared(identifiers, names, data)
+        else:
+            loadgen.complete(identifiers, [data[name] for name in names])
+        self.done += len(identifiers)

@@ -12,10 +12,12 @@ class NullBackend:
     """Sleeps `latency_ms` per call of predict, whatever the number of samples, and answers zeros."""
 
     batch_size = 1024
+    by_length = False
     labels: tuple[str, ...] = ("simulated",)
 
     def __init__(self, latency_ms: float, tokens: int) -> None:
         self._seconds = latency_ms / 1000
+        self._logits: dict[int, Output] = {}
         self._tokens: Output | None = np.zeros(tokens, dtype=np.int64) if tokens else None
 
     @property
@@ -33,7 +35,10 @@ class NullBackend:
             time.sleep(self._seconds)
         if self._tokens is not None:
             return [self._tokens] * len(samples)
-        return [np.zeros((len(sample.input_ids), 2), dtype=np.float32) for sample in samples]
+        lengths = [len(sample.input_ids) for sample in samples]
+        for length in set(lengths) - self._logits.keys():
+            self._logits[length] = np.zeros((length, 2), dtype=np.float32)
+        return [self._logits[length] for length in lengths]
 
     def close(self) -> None:
         """Nothing to end."""

@@ -139,6 +139,7 @@ class PytorchBackend:
     """A BERT on CPU or CUDA. Options: device, dtype, batch_size, threads."""
 
     labels: tuple[str, ...] = ()
+    by_length = True
 
     def __init__(self, model_dir: Path, options: Options) -> None:
         if unknown := set(options) - OPTIONS:

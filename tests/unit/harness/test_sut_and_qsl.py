@@ -16,6 +16,9 @@ from fleet.harness.interfaces import Benchmark, Features, Generation
 from fleet.harness.qsl import Samples
 from fleet.harness.sut import SystemUnderTest
 
+Response = tuple[int, bytes, int]
+"""Id, data, number of tokens."""
+
 
 class Lengths:
     """A benchmark whose sample `i` has i % 7 + 1 tokens, and whose response is that count."""
@@ -44,6 +47,7 @@ class Recording:
     """A backend that keeps the lengths of its batches."""
 
     batch_size = 4
+    by_length = True
     labels: tuple[str, ...] = ()
     model: dict[str, str] = {}  # noqa: RUF012 - shaped like Backend
 
@@ -62,10 +66,18 @@ class Recording:
 
 
 @pytest.fixture
-def completed(monkeypatch: pytest.MonkeyPatch) -> list[loadgen.Response]:
+def completed(monkeypatch: pytest.MonkeyPatch) -> list[Response]:
     """What would have gone to LoadGen."""
-    found: list[loadgen.Response] = []
-    monkeypatch.setattr(loadgen, "complete", found.extend)
+    found: list[Response] = []
+
+    def complete(identifiers: Sequence[int], data: Sequence[bytes], tokens: Sequence[int] | None = None) -> None:
+        found.extend(zip(identifiers, data, tokens or [0] * len(data), strict=True))
+
+    def complete_shared(identifiers: Sequence[int], names: Sequence[int], data: dict[int, bytes]) -> None:
+        complete(identifiers, [data[name] for name in names])
+
+    monkeypatch.setattr(loadgen, "complete", complete)
+    monkeypatch.setattr(loadgen, "complete_shared", complete_shared)
     return found
 
 
@@ -85,10 +97,10 @@ def test_samples_are_there_between_load_and_unload() -> None:
         samples[3]
 
 
-def test_every_sample_is_answered_once_with_its_own_answer(completed: list[loadgen.Response]) -> None:
+def test_every_sample_is_answered_once_with_its_own_answer(completed: list[Response]) -> None:
     backend = Recording()
     sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), Scenario.OFFLINE)
-    sut.issue([(1000 + index, index) for index in range(30)])
+    sut.issue([1000 + index for index in range(30)], list(range(30)))
     sut.close()
     assert sorted(completed) == [(1000 + index, bytes([index % 7 + 1]), 0) for index in range(30)]
     assert sut.done == 30
@@ -96,13 +108,13 @@ def test_every_sample_is_answered_once_with_its_own_answer(completed: list[loadg
     assert [length for batch in backend.batches for length in batch] == sorted(index % 7 + 1 for index in range(30))
 
 
-def test_server_queries_are_batched_while_the_backend_works(completed: list[loadgen.Response]) -> None:
+def test_server_queries_are_batched_while_the_backend_works(completed: list[Response]) -> None:
     backend, gate = Recording(), threading.Event()
     predict = backend.predict
     backend.predict = lambda samples: (gate.wait(5), predict(samples))[1]  # type: ignore[method-assign]
     sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), Scenario.SERVER)
     for index in range(11):
-        sut.issue([(index, index)])
+        sut.issue([index], [index])
     time.sleep(0.05)
     gate.set()
     sut.close()
@@ -112,9 +124,7 @@ def test_server_queries_are_batched_while_the_backend_works(completed: list[load
 
 
 @pytest.mark.parametrize("scenario", [Scenario.SERVER, Scenario.OFFLINE])
-def test_an_error_answers_everything_and_comes_out_at_close(
-    completed: list[loadgen.Response], scenario: Scenario
-) -> None:
+def test_an_error_answers_everything_and_comes_out_at_close(completed: list[Response], scenario: Scenario) -> None:
     backend = Recording()
 
     def fail(_: Sequence[Features]) -> list[Any]:
@@ -122,7 +132,7 @@ def test_an_error_answers_everything_and_comes_out_at_close(
 
     backend.predict = fail  # type: ignore[method-assign, assignment]
     sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), scenario)
-    sut.issue([(index, index) for index in range(9)])
+    sut.issue(list(range(9)), list(range(9)))
     with pytest.raises(MemoryError, match="no room"):
         sut.close()
     assert sorted(completed) == [(index, b"", 0) for index in range(9)]
@@ -184,37 +194,37 @@ class Served(Recording):
 
 
 def test_a_streaming_backend_is_asked_side_by_side_and_says_its_first_tokens(
-    completed: list[loadgen.Response], monkeypatch: pytest.MonkeyPatch
+    completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     firsts: list[tuple[int, bytes]] = []
-    monkeypatch.setattr(loadgen, "first_token", lambda identifier, data: firsts.append((identifier, data)))
+    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, data: firsts.extend(zip(ids, data, strict=True)))
     sut = SystemUnderTest(Tokens(), Served(), loaded(Tokens()), Scenario.OFFLINE)
-    sut.issue([(100 + index, index) for index in range(8)])
+    sut.issue([100 + index for index in range(8)], list(range(8)))
     sut.close()
     assert sorted(completed) == [(100 + index, b"\x03", 3) for index in range(8)]
     assert sorted(firsts) == [(100 + index, b"\x01") for index in range(8)]
 
 
 def test_after_an_endpoint_failed_nothing_more_is_asked_and_all_is_answered(
-    completed: list[loadgen.Response], monkeypatch: pytest.MonkeyPatch
+    completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loadgen, "first_token", lambda *_: None)
+    monkeypatch.setattr(loadgen, "first_tokens", lambda *_: None)
     backend = Served(broken=5)
     sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SERVER)
     for index in range(20):
-        sut.issue([(index, index)])
+        sut.issue([index], [index])
     with pytest.raises(ConnectionError, match="the endpoint is gone"):
         sut.close()
     assert len(completed) == 20
     assert (5, b"", 0) in completed
 
 
-def test_a_backend_that_leaves_samples_out_is_an_error(completed: list[loadgen.Response]) -> None:
+def test_a_backend_that_leaves_samples_out_is_an_error(completed: list[Response]) -> None:
     backend = Recording()
     predict = backend.predict
     backend.predict = lambda samples: predict(samples)[:-1]  # type: ignore[method-assign]
     sut = SystemUnderTest(Lengths(), backend, loaded(Lengths()), Scenario.OFFLINE)
-    sut.issue([(index, index) for index in range(4)])
+    sut.issue(list(range(4)), list(range(4)))
     with pytest.raises(ValueError, match="left 1 samples without an output"):
         sut.close()
     assert len(completed) == 4

@@ -50,7 +50,7 @@ class Probe:
         return json.dumps(metrics) + "\\n"
 
 class Broken:
-    batch_size, labels, model = 4, (), {}
+    batch_size, by_length, labels, model = 4, True, (), {}
     def __init__(self, after): self.left = after
     def versions(self): return {}
     def close(self): pass
