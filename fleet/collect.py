@@ -182,7 +182,7 @@ def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:
     allowed = set(units)
     target.mkdir(parents=True)
     total = 0
-    with tarfile.open(archive, "r:*") as opened:
+    with tarfile.open(archive, "r:gz") as opened:
         for number, member in enumerate(opened, start=1):
             parts = PurePosixPath(member.name).parts
             total += member.size

@@ -83,25 +83,18 @@ def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[s
         "python_env_digest": environment,
         "harness_archive": str(archive.resolve()),
         "harness_digest": harness,
-        "assets_benchmarks": [_assets(campaign, entry) for entry in campaign.benchmarks],
+        "assets_benchmarks": [_assets(entry) for entry in campaign.benchmarks],
         "assets_digest": harness,
     }
 
 
-def _assets(campaign: Campaign, entry: BenchmarkEntry) -> dict[str, Any]:
+def _assets(entry: BenchmarkEntry) -> dict[str, Any]:
     """What the assets role must know about a benchmark."""
     rule = rules.load_benchmark(entry.name)
     random = entry.backend_options.get("weights") == "random"
     wanted = {name: source for name, source in rule.sources.items() if not (random and source.weights)}
-    folder = campaign.role_variables.get("assets_folders", {}).get(entry.name, "")
-    return {
-        "name": rule.name,
-        "module": rule.module,
-        "folder": folder,
-        "sources": []
-        if folder
-        else [{"file": name, **source.model_dump(exclude={"weights"})} for name, source in wanted.items()],
-    }
+    sources = [{"file": name, **source.model_dump(exclude={"weights"})} for name, source in wanted.items()]
+    return {"name": rule.name, "module": rule.module, "sources": sources}
 
 
 def requirement_texts(backends: Iterable[str]) -> list[str]:

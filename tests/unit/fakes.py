@@ -1,11 +1,13 @@
 """Stand-ins for what lies behind a Protocol: plays, connections and the person watching; and sessions to use them on."""
 
 import copy
+import hashlib
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fleet import campaign as campaigns
 from fleet import session as sessions
@@ -56,8 +58,51 @@ class FakeConnection:
             raise answer
         return Answer(rc=0, out=answer, err="")
 
+    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+        raise AssertionError(f"nothing is copied here: {command}, {sink}, {limit}")
+
     def close(self) -> None:
         self.closed += 1
+
+
+@dataclass
+class PackingConnection(FakeConnection):
+    """A host whose `pack` has the archives in `archives`, by unit; without one it fails as the harness would."""
+
+    answers: list[str | Unreachable] = field(default_factory=list)
+    archives: dict[str, bytes] = field(default_factory=dict)
+    announced: dict[str, Any] = field(default_factory=dict)
+    """What `pack` says, over the truth."""
+    breaks_after: int | None = None
+    """Bytes after which the next transfer breaks off, once."""
+    copied: list[str] = field(default_factory=list)
+
+    def run(self, command: str, *, timeout: float) -> Answer:
+        assert timeout > 0
+        self.commands.append(command)
+        words = shlex.split(command)
+        if words[0] == "rm":
+            return Answer(rc=0, out="", err="")
+        assert words[2] == "pack", command
+        unit = words[-1]
+        if unit not in self.archives:
+            return Answer(rc=1, out="", err="Traceback\nOSError: no room for the archive\n")
+        data = self.archives[unit]
+        told = {"archive": f"/t m p/{unit}", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        return Answer(rc=0, out=json.dumps({**told, **self.announced}) + "\n", err="")
+
+    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+        self.copied.append(command)
+        tail, _, start, path = shlex.split(command)
+        assert tail == "tail"
+        data = self.archives[path.removeprefix("/t m p/")][int(start) - 1 :]
+        if self.breaks_after is not None:
+            sink.write(data[: self.breaks_after])
+            self.breaks_after = None
+            raise Unreachable(HostState.UNREACHABLE, "nothing came for 30 s")
+        if len(data) > limit:
+            raise ValueError("it sends more than it announced")
+        sink.write(data)
 
 
 def status(unit: str, state: UnitState = UnitState.DONE, **more: Any) -> UnitStatus:

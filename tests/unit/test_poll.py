@@ -1,6 +1,7 @@
 """The poll loop: a host's answer is never trusted, its silence has an end, and a unit nobody runs is not waited for."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -45,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 
     def ask(
         *, units: tuple[str, ...] = ("u",), watch: RecordingWatch | None = None, noted: list[UnitRecord] | None = None,
-        **connections: FakeConnection,
+        bring: Callable[..., object] = lambda *_: None, **connections: FakeConnection,
     ) -> dict[str, UnitRecord]:  # fmt: skip
         def opened(host: Host) -> reach.Connection:
             return connections[host.name]
@@ -65,7 +66,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
             for unit in item.units
         }
         notes = [] if noted is None else noted
-        poll.poll(polled, known, notes.append, watch or RecordingWatch(), token="t1", lost_after_s=0.3)
+        poll.poll(polled, known, notes.append, bring, watch or RecordingWatch(), token="t1", lost_after_s=0.3)
         assert all(record.state.ended for record in known.values())
         assert {item.unit: item.state for item in notes} == {unit: record.state for unit, record in known.items()}
         return known
@@ -111,12 +112,12 @@ def test_garbage_counts_as_silence(asked: Asked) -> None:
 def test_a_question_that_never_returns_counts_as_silence(asked: Asked) -> None:
     class Stuck(FakeConnection):
         def run(self, command: str, *, timeout: float) -> reach.Answer:
-            time.sleep(1.0)
+            time.sleep(4.0)
             return super().run(command, timeout=timeout)
 
     started = time.monotonic()
     found = asked(h01=Stuck([answer(status("h01.u"))]))
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 3.0
     assert "the last question is still open" in found["h01.u"].cause
 
 
@@ -181,8 +182,15 @@ def test_many_hosts_are_asked_less_often(
         time.sleep(0.01)
 
     monkeypatch.setattr(poll, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
-    asked(**{f"h{number}": FakeConnection([answer(status(f"h{number}.u"))]) for number in range(hosts)})
-    assert set(slept) == {interval}
+
+    def connection(unit: str) -> FakeConnection:
+        running = status(unit, UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0)
+        return FakeConnection([answer(running), answer(status(unit))])
+
+    asked(**{f"h{number}": connection(f"h{number}.u") for number in range(hosts)})
+    # What asking took is part of the interval.
+    assert slept
+    assert all(0.5 * interval < seconds <= interval for seconds in slept)
 
 
 def word(now: float = 1000.0, boot: str = "b", last: SupervisorBeat | None = None) -> Word:
@@ -274,3 +282,61 @@ def test_nothing_a_host_says_is_an_error(documents: list[str], first: str) -> No
     found = poll.parse_answer("\x1e".join([first, *documents]))
     for item in found.statuses.values():
         assert isinstance(poll.judge(item, found)[0], UnitState)
+
+
+def test_each_ended_unit_is_brought_home_once_over_the_open_connection(asked: Asked) -> None:
+    brought: list[tuple[object, str, str]] = []
+    connection = FakeConnection([
+        answer(status("h01.a"), status("h01.b", UnitState.QUEUED)),
+        answer(status("h01.a"), status("h01.b", UnitState.RUNNING)),
+        answer(status("h01.a"), status("h01.b", UnitState.FAILED, cause="x")),
+    ])  # fmt: skip
+
+    def bring(at: object, work_dir: str, record: UnitRecord) -> None:
+        assert record.state.ended
+        brought.append((at, work_dir, record.unit))
+
+    asked(units=("a", "b"), bring=bring, h01=connection)
+    assert brought == [(connection, "/w o", "h01.a"), (connection, "/w o", "h01.b")]
+    assert connection.closed == 1
+
+
+def test_a_host_whose_files_take_long_holds_nobody_up(asked: Asked) -> None:
+    gate, watch = threading.Event(), RecordingWatch()
+
+    def bring(_: object, __: str, record: UnitRecord) -> None:
+        if record.host == "h01":
+            assert gate.wait(10)
+
+    class Opens(RecordingWatch):
+        def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
+            super().host(host, text, fraction=fraction, ended=ended)
+            if host == "h02" and ended:
+                gate.set()
+
+    watch = Opens()
+    asked(
+        bring=bring,
+        watch=watch,
+        h01=FakeConnection([answer(status("h01.u"))]),
+        h02=FakeConnection([answer(status("h02.u"))]),
+    )
+    assert watch.ended == ["h02", "h01"]
+
+
+def test_how_long_is_left_is_said_in_words(asked: Asked) -> None:
+    running = status(
+        "h01.a", UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0, started_at=399.0, expected_s=1800.0
+    )
+    queued = status("h01.b", UnitState.QUEUED, boot_id="boot-1", heartbeat_at=999.0, expected_s=6000.0)
+    watch = RecordingWatch()
+    ends = answer(status("h01.a"), status("h01.b"))
+    asked(units=("a", "b"), watch=watch, h01=FakeConnection([answer(running, queued), ends]))
+    assert any(text.endswith("about 2.0 h left") for _, text in watch.lines)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"), [(0.2, "1 min"), (89, "89 min"), (120, "2.0 h"), (60 * 35, "35.0 h"), (60 * 48, "2.0 days")]
+)
+def test_durations_in_words(minutes: float, words: str) -> None:
+    assert poll.duration(minutes) == words

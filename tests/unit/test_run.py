@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fleet import handoff, poll, run
+from fleet import handoff, planning, poll, run
 from fleet.harness.contract import RunSpec, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
@@ -47,11 +47,13 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
 
 
 def plan(made: Scene, *, quick: bool = False) -> handoff.Plan:
-    return run.plan(made.session, made.campaign, quick=quick)
+    return planning.plan(made.session, made.campaign, quick=quick)
 
 
 def go(made: Scene, plays: FakePlays, watch: RecordingWatch | None = None, *, quick: bool = False) -> Any:
-    found = run.run(made.session, made.campaign, plays, watch or RecordingWatch(), quick=quick)
+    found = run.run(
+        made.session, made.campaign, plays, watch or RecordingWatch(), quick=quick, bringer=lambda: lambda *_: None
+    )
     return {record.unit: record for record in found}
 
 

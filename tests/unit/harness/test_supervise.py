@@ -1,5 +1,6 @@
 """Units under their supervisor, with real processes: a stand-in for the harness's own entry does what a unit says."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,13 +10,14 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fleet.harness import supervise
-from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.contract import Mode, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
 from tests.unit.harness.units import TOP, queue, spec
 
 # Started as `python FOLDER verb …`, as the harness is; `run` does what the unit's user_conf says.
@@ -366,14 +368,53 @@ def test_a_status_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     assert supervise.read_status(tmp_path) == UnitStatus(unit="u", state=UnitState.QUEUED)
 
 
-def test_pack_takes_the_units_that_are_there(work: Path) -> None:
+def test_pack_has_every_file_of_the_unit_and_is_the_same_each_time(work: Path) -> None:
     supervise.start(work, queue(unit(work, "one")))
     wait(ended(work, "one"))
-    path = supervise.pack(work, "s", ["one", "gone"])
-    with tarfile.open(path) as archive:
-        names = archive.getnames()
-    assert {"one/run_spec.json", "one/status.json", "one/manifest.json"} <= set(names)
-    assert not [name for name in names if name.startswith("gone")]
+    told = supervise.pack(work, "s", "one")
+    data = Path(told["archive"]).read_bytes()
+    assert (told["size"], told["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    with tarfile.open(told["archive"]) as archive:
+        names = {name for name in archive.getnames() if archive.getmember(name).isfile()}
+    folder = work / "runs" / "s" / "one"
+    assert names == {f"one/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
+    Path(told["archive"]).unlink()
+    assert supervise.pack(work, "s", "one") == told
+
+
+def test_pack_of_a_unit_that_is_gone_is_empty(work: Path) -> None:
+    with tarfile.open(supervise.pack(work, "s", "gone")["archive"]) as archive:
+        assert archive.getnames() == []
+
+
+AGAIN = f"""
+if not (folder / "repeat.json").exists():
+    (folder / "repeat.json").write_text("{{}}")
+    sys.exit({supervise.REPEAT})
+"""
+
+
+def test_a_unit_that_asks_for_it_is_started_once_more(work: Path) -> None:
+    """The harness's run ends with REPEAT for a run that was too short for its target alone."""
+    supervise.start(work, queue(unit(work, "one", AGAIN), unit(work, "two")))
+    wait(ended(work, "one", "two"))
+    assert status(work, "one").state is UnitState.DONE
+    assert (work / "order").read_text(encoding="utf-8").split() == ["+one", "+one", "-one", "+two", "-two"]
+
+
+def test_a_unit_that_asks_for_it_twice_has_failed(work: Path) -> None:
+    supervise.start(work, queue(unit(work, "one", f"sys.exit({supervise.REPEAT})")))
+    wait(ended(work, "one"))
+    assert (status(work, "one").state, status(work, "one").cause) == (UnitState.FAILED, "it was too short twice")
+    assert (work / "order").read_text(encoding="utf-8").split() == ["+one", "+one"]
+
+
+def test_an_accuracy_units_expectation_follows_what_it_has_done() -> None:
+    value = spec("one", sample_count=1000, mode=Mode.ACCURACY)
+    begun = UnitStatus(unit="one", state=UnitState.RUNNING, started_at=100.0, heartbeat_at=160.0, expected_s=9999.0)
+    assert supervise._expected(begun, value) == 9999.0
+    assert supervise._expected(replace(begun, samples_done=100), value) == pytest.approx(600.0)
+    assert supervise._expected(replace(begun, samples_done=100), spec("one", sample_count=1000)) == 9999.0
 
 
 def test_the_command_line_takes_a_queue_from_stdin(work: Path) -> None:
