@@ -1,170 +1,114 @@
-"""BERT for question answering in plain PyTorch: the only import of torch.
-
-Reads a Hugging Face folder (config.json, model.safetensors) by its parameter names, without transformers, whose
-import alone takes longer than a short unit. tests/unit/harness/test_pytorch.py holds it to transformers' logits.
-"""
+"""PyTorch on CPUs and NVIDIA GPUs: BERT without padding here, generation in models.gptj."""
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
 
-from fleet.harness.interfaces import Benchmark, Features, Options
+from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Options, Output
+from fleet.harness.models import bert, fused, linear
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OPTIONS = {"batch_size", "device", "dtype", "threads"}
-
-
-class Embeddings(nn.Module):
-    """Word, position and token-type embeddings, added and normalised."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        width = config["hidden_size"]
-        self.word_embeddings = nn.Embedding(config["vocab_size"], width)
-        self.position_embeddings = nn.Embedding(config["max_position_embeddings"], width)
-        self.token_type_embeddings = nn.Embedding(config["type_vocab_size"], width)
-        self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        """[batch, length] twice to [batch, length, hidden]."""
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        summed = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)
-        result: Tensor = self.LayerNorm(summed + self.position_embeddings(positions))
-        return result
-
-
-class Layer(nn.Module):
-    """One encoder layer; parameter names are mapped from BERT's in `state_dict`."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        width, inner = config["hidden_size"], config["intermediate_size"]
-        self.heads = config["num_attention_heads"]
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.attention_output = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.intermediate = nn.Linear(width, inner)
-        self.output = nn.Linear(inner, width)
-        self.output_norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """[batch, length, hidden] to the same; `mask` is [batch, 1, 1, length], True where attended."""
-        batch, length, width = hidden.shape
-        shape = (batch, length, self.heads, width // self.heads)
-        query, key, value = (part(hidden).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        context = context.transpose(1, 2).reshape(batch, length, width)
-        hidden = self.attention_norm(hidden + self.attention_output(context))
-        result: Tensor = self.output_norm(hidden + self.output(F.gelu(self.intermediate(hidden))))
-        return result
-
-
-class BertForQuestionAnswering(nn.Module):
-    """Start and end logits from token ids."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
-        self.qa_outputs = nn.Linear(config["hidden_size"], 2)
-
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor | None) -> Tensor:
-        """[batch, length] twice to [batch, length, 2]."""
-        hidden = self.embeddings(input_ids, token_type_ids)
-        for layer in self.layers:
-            hidden = layer(hidden, mask)
-        result: Tensor = self.qa_outputs(hidden)
-        return result
-
-
-_PARTS = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention_output",
-    "attention.output.LayerNorm": "attention_norm",
-    "intermediate.dense": "intermediate",
-    "output.dense": "output",
-    "output.LayerNorm": "output_norm",
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,
+    "float8": torch.bfloat16,
 }
+"""Option `dtype` to the precision of what lies between the matrix products."""
+WORDS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8", "float8": "fp8"}
+"""Option `dtype` in the words of measurements.json."""
+OPTIONS = {"batch_size", "compile", "device", "dtype", "graphs", "threads", "tokens", "weights", "workers"}
+CPU_TOKENS, CUDA_TOKENS = 512, 32_768
+"""Tokens computed at once. On a CPU a few hundred fill the matrix units, and more no longer fit into its caches."""
+GRAPH_STEP, GRAPH_TOKENS = 32, 512
+"""A single sample on a GPU is computed by a captured graph for its length rounded up to GRAPH_STEP."""
+CALIBRATION_SAMPLES = 64
 
 
-def state_dict(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Hugging Face's BERT parameter names to this module's.
-
-    Raises ValueError naming the first parameter that is missing.
-    """
-    names = {f"embeddings.{part}.weight": f"bert.embeddings.{part}.weight" for part in (
-        "word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm")}  # fmt: skip
-    names["embeddings.LayerNorm.bias"] = "bert.embeddings.LayerNorm.bias"
-    for layer in range(layers):
-        for theirs, ours in _PARTS.items():
-            for kind in ("weight", "bias"):
-                names[f"layers.{layer}.{ours}.{kind}"] = f"bert.encoder.layer.{layer}.{theirs}.{kind}"
-    names["qa_outputs.weight"], names["qa_outputs.bias"] = "qa_outputs.weight", "qa_outputs.bias"
-    if missing := [name for name in names.values() if name not in weights]:
-        raise ValueError(f"the weights have no {missing[0]}: not a BertForQuestionAnswering checkpoint")
-    return {ours: weights[theirs] for ours, theirs in names.items()}
+def check_options(options: Options) -> None:
+    """Raises ValueError for what the backend does not know."""
+    if unknown := set(options) - OPTIONS:
+        raise ValueError(f"the pytorch backend has no option {min(unknown)!r} for BERT; it has {sorted(OPTIONS)}")
+    if options.get("dtype", "float32") not in DTYPES:
+        raise ValueError(f"dtype {options['dtype']!r}: one of {', '.join(DTYPES)}")
+    if options.get("weights", "random") != "random":
+        raise ValueError(f"weights {options['weights']!r}: leave it out, or `random`")
 
 
-@contextlib.contextmanager
-def _uninitialised() -> Iterator[None]:
-    """Build layers without drawing random weights that are replaced at once.
-
-    Not torch.device("meta"): its first random draw imports a second's worth of torch.
-    """
-    kept = {kind: kind.reset_parameters for kind in (nn.Linear, nn.Embedding)}
-    try:
-        for kind in kept:
-            kind.reset_parameters = lambda _: None
-        yield
-    finally:
-        for kind, method in kept.items():
-            kind.reset_parameters = method
+def device_of(options: Options) -> torch.device:
+    """The device asked for, or the GPU where there is one."""
+    return torch.device(str(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
-class PytorchBackend:
-    """A BERT on CPU or CUDA. Options: device, dtype, batch_size, threads."""
+def _maker(dtype: str, device: torch.device) -> linear.Maker:
+    """How linear layers of this precision are made; ValueError where the device has none."""
+    if dtype == "int8":
+        if device.type != "cpu":
+            raise ValueError("dtype int8 is for CPUs; on a GPU: float8, bfloat16 or float16")
+        if why := linear.int8_works():
+            raise ValueError(f"dtype int8 does not work on this CPU: {why}")
+        return lambda weight, bias, gelu: linear.Int8(weight, bias, gelu=gelu)
+    if dtype == "float8":
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+            raise ValueError("dtype float8 needs an NVIDIA GPU from Ada or Hopper on")
+        return lambda weight, bias, gelu: linear.Float8(weight.to(device), bias.to(device), gelu=gelu)
 
-    labels: tuple[str, ...] = ()
+    def plain(weight: Tensor, bias: Tensor, gelu: bool) -> linear.Linear:
+        return linear.Plain(weight.to(device, DTYPES[dtype]), bias.to(device, DTYPES[dtype]), gelu=gelu)
+
+    return plain
+
+
+class BertBackend:
+    """One BERT on one device."""
+
     by_length = True
+    """Samples of one length are attended to together on a CPU, and a batch holds like lengths on a GPU."""
 
-    def __init__(self, model_dir: Path, options: Options) -> None:
-        if unknown := set(options) - OPTIONS:
-            raise ValueError(f"the pytorch backend has no option {min(unknown)!r}; it has {sorted(OPTIONS)}")
+    def __init__(self, benchmark: Benchmark, options: Options) -> None:
+        self._device = device_of(options)
         if threads := int(options.get("threads", 0)):
             torch.set_num_threads(threads)
-        self._device = torch.device(str(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")))
-        name = str(options.get("dtype", "float32"))
-        if name not in DTYPES:
-            raise ValueError(f"dtype {name!r}: one of {', '.join(DTYPES)}")
-        self._dtype_name = name
-        self.batch_size = int(options.get("batch_size", 32 if self._device.type == "cpu" else 512))
-        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-        if config.get("hidden_act", "gelu") != "gelu":
-            raise ValueError(f"config.json: hidden_act {config['hidden_act']!r}, this backend computes gelu")
-        with _uninitialised():
-            model = BertForQuestionAnswering(config)
-        weights = state_dict(load_file(model_dir / "model.safetensors"), config["num_hidden_layers"])
-        model.load_state_dict(weights, assign=True)
-        self._model = model.to(device=self._device, dtype=DTYPES[name]).eval()
+        self._dtype = str(options.get("dtype", "float32"))
+        on_gpu = self._device.type == "cuda"
+        self._tokens = int(options.get("tokens", CUDA_TOKENS if on_gpu else CPU_TOKENS))
+        self.batch_size = int(options.get("batch_size", 10_833 if on_gpu else 256))
+        self.labels: tuple[str, ...] = (RANDOM_WEIGHTS,) if options.get("weights") == "random" else ()
+        self._graphs: dict[int, _Graph] | None = {} if on_gpu and options.get("graphs", True) else None
+        if on_gpu and options.get("compile", True):
+            fused.compile_all()
+        weights = bert.random_weights(benchmark.config) if self.labels else bert.read_weights(benchmark.model_dir)
+        self._model = bert.Bert(
+            benchmark.config,
+            weights,
+            make=_maker(self._dtype, self._device),
+            device=self._device,
+            dtype=DTYPES[self._dtype],
+        )
+        self._calibrate(benchmark)
+
+    def _calibrate(self, benchmark: Benchmark) -> None:
+        """Let layers with scales see samples from all over the dataset, then keep the scales."""
+        if self._dtype == "float8":
+            count = min(CALIBRATION_SAMPLES, benchmark.sample_count)
+            step = max(1, benchmark.sample_count // count)
+            for _ in self.predict([benchmark.features(at * step) for at in range(count)]):
+                pass
+            self._model.settle()
 
     @property
     def model(self) -> dict[str, str]:
         """The precision the weights are run in."""
-        return {"weight_data_types": {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[self._dtype_name]}
+        told = {"weight_data_types": WORDS[self._dtype]}
+        if self._dtype in {"int8", "float8"}:
+            told["weight_transformations"] = f"quantised to {WORDS[self._dtype]} when loaded"
+        return told
 
     def versions(self) -> dict[str, str]:
         """torch, and CUDA where it is used."""
@@ -172,34 +116,185 @@ class PytorchBackend:
         if self._device.type == "cuda":
             found["cuda"] = str(torch.version.cuda)
             found["gpu"] = torch.cuda.get_device_name(self._device)
+            found["gpu_peak_memory_gib"] = f"{torch.cuda.max_memory_allocated(self._device) / 2**30:.2f}"
         return found
 
-    @torch.inference_mode()
-    def predict(self, samples: Sequence[Features]) -> Sequence[npt.NDArray[np.float32]]:
-        """Start and end logits, one array [length, 2] per sample, in order."""
-        lengths = [len(sample.input_ids) for sample in samples]
-        ids = np.zeros((len(samples), max(lengths)), dtype=np.int64)
-        types = np.zeros_like(ids)
-        for row, sample in enumerate(samples):
-            ids[row, : lengths[row]] = sample.input_ids
-            types[row, : lengths[row]] = sample.token_type_ids
-        mask = None
-        if min(lengths) != max(lengths):
-            attended = np.arange(max(lengths))[None, :] < np.asarray(lengths)[:, None]
-            mask = torch.from_numpy(attended)[:, None, None, :].to(self._device)
-        logits = self._model(torch.from_numpy(ids).to(self._device), torch.from_numpy(types).to(self._device), mask)
-        array = logits.float().cpu().numpy()
-        return [array[row, :length] for row, length in enumerate(lengths)]
+    def predict(self, samples: Sequence[Features]) -> Iterator[Output]:
+        """Start and end logits, one array [length, 2] per sample, in order, a micro-batch later than computed."""
+        self._check(samples)
+        waiting: _Pending | None = None
+        for chunk in chunks(samples, self._tokens):
+            started = self._start(chunk)
+            if waiting is not None:
+                yield from waiting.outputs()
+            waiting = started
+        if waiting is not None:
+            yield from waiting.outputs()
+
+    def _check(self, samples: Sequence[Features]) -> None:
+        """Raises ValueError for what the model has no embedding for; a GPU would only say `device-side assert`."""
+        ids = np.concatenate([sample.input_ids for sample in samples])
+        if ids.max() >= self._model.vocabulary or ids.min() < 0:
+            wrong = int(ids.max() if ids.max() >= self._model.vocabulary else ids.min())
+            raise ValueError(
+                f"token {wrong} is none of the model's {self._model.vocabulary}: vocabulary and weights do not match"
+            )
+        longest = max(len(sample.input_ids) for sample in samples)
+        if longest > self._model.longest:
+            raise ValueError(f"a sample of {longest} tokens, the model has {self._model.longest} positions")
+
+    def _start(self, chunk: Sequence[Features]) -> "_Pending":
+        """Compute a chunk without waiting for it; in halves where it does not fit into the device's memory."""
+        try:
+            with torch.inference_mode():
+                return self._compute(chunk)
+        except torch.OutOfMemoryError as error:
+            tokens = sum(len(sample.input_ids) for sample in chunk)
+            if len(chunk) == 1:
+                raise ValueError(f"out of memory on {self._device} with a single sample of {tokens} tokens") from error
+            torch.cuda.empty_cache()
+            self._tokens = tokens // 2
+            halves = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+        return _Joined([self._start(half) for half in halves])
+
+    def _compute(self, chunk: Sequence[Features]) -> "_Pending":
+        lengths = [len(sample.input_ids) for sample in chunk]
+        if self._graphs is not None and len(chunk) == 1 and lengths[0] <= GRAPH_TOKENS:
+            return _Pending(self._replay(chunk[0], self._graphs), lengths)
+        on_gpu = self._device.type == "cuda"
+        ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in chunk]))
+        types = torch.from_numpy(np.concatenate([sample.token_type_ids for sample in chunk]))
+        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
+        starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+        def placed(part: Tensor) -> Tensor:
+            return (part.pin_memory() if on_gpu else part).to(self._device, non_blocking=True)
+
+        packed = bert.Packed(
+            placed(ids), placed(types), placed(positions), placed(starts), lengths=tuple(lengths), longest=max(lengths)
+        )
+        return _Pending(self._model(packed), lengths)
+
+    def _replay(self, sample: Features, graphs: dict[int, "_Graph"]) -> Tensor:
+        size = -(-len(sample.input_ids) // GRAPH_STEP) * GRAPH_STEP
+        if size not in graphs:
+            graphs[size] = _Graph(self._model, size)
+        return graphs[size](sample)
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-def open(benchmark: Benchmark, options: Options) -> PytorchBackend:  # noqa: A001 - every backend's door has this name
+class _Pending:
+    """Logits on their way to the host."""
+
+    def __init__(self, logits: Tensor, lengths: Sequence[int]) -> None:
+        self._lengths = lengths
+        self._done: torch.cuda.Event | None = None
+        # In float32 on the host: there are only two numbers a token, and LoadGen gets float32.
+        if logits.is_cuda:
+            self._logits = torch.empty(logits.shape, dtype=torch.float32, pin_memory=True)
+            self._logits.copy_(logits, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+        else:
+            self._logits = logits.float()
+
+    def outputs(self) -> Iterator[Output]:
+        """One array [length, 2] per sample."""
+        if self._done is not None:
+            self._done.synchronize()
+        array = self._logits.numpy()
+        at = 0
+        for length in self._lengths:
+            yield array[at : at + length]
+            at += length
+
+
+class _Joined(_Pending):
+    """Several, one after another."""
+
+    def __init__(self, parts: Sequence[_Pending]) -> None:
+        self._parts = parts
+
+    def outputs(self) -> Iterator[Output]:
+        for part in self._parts:
+            yield from part.outputs()
+
+
+class _Graph:
+    """The kernels for one sample of up to `size` tokens, recorded once: launching them costs more than running them."""
+
+    def __init__(self, model: bert.Bert, size: int) -> None:
+        device = model.device
+        self._host = torch.zeros(3, size, dtype=torch.int64, pin_memory=True)
+        self._host[2] = torch.arange(size)
+        self._rows = self._host.to(device)
+        self._starts = torch.tensor([0, size], dtype=torch.int32, device=device)
+        self._starts_host = torch.tensor([0, size], dtype=torch.int32, pin_memory=True)
+        ids, types, positions = self._rows.unbind(0)
+        packed = bert.Packed(ids, types, positions, self._starts, lengths=(size,), longest=size)
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                model(packed)
+        torch.cuda.current_stream(device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = model(packed)
+
+    def __call__(self, sample: Features) -> Tensor:
+        """Logits [length, 2] of one sample; the next call overwrites them."""
+        length = len(sample.input_ids)
+        self._host[0, :length] = torch.from_numpy(sample.input_ids)
+        self._host[1, :length] = torch.from_numpy(sample.token_type_ids)
+        self._starts_host[1] = length
+        self._rows.copy_(self._host, non_blocking=True)
+        self._starts.copy_(self._starts_host, non_blocking=True)
+        self._graph.replay()
+        return self._logits[:length]
+
+
+def chunks(samples: Sequence[Features], tokens: int) -> Iterator[Sequence[Features]]:
+    """Neighbouring samples of together at most `tokens`, at least one."""
+    first, count = 0, 0
+    for at, sample in enumerate(samples):
+        if count and count + len(sample.input_ids) > tokens:
+            yield samples[first:at]
+            first, count = at, 0
+        count += len(sample.input_ids)
+    if count:
+        yield samples[first:]
+
+
+def open(benchmark: Benchmark, options: Options) -> Backend:  # noqa: A001 - every backend's door has this name
     """The benchmark's model, loaded.
 
     Raises ValueError for unknown options and foreign checkpoints, FileNotFoundError for missing weights.
     """
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)  # one query at a time: a second pool would only take cores from the first
-    return PytorchBackend(benchmark.model_dir, options)
+    if benchmark.generation is not None:
+        from fleet.harness.models import gptj
+
+        return gptj.open(benchmark, options)
+    check_options(options)
+    workers = int(options.get("workers", torch.cuda.device_count() if _all_gpus(options) else 1))
+    if workers > 1:
+        from fleet.harness.models import workers as pool
+
+        rest: dict[str, Any] = {key: value for key, value in options.items() if key != "workers"}
+        return pool.Workers(partial(BertBackend, benchmark), _devices(rest, workers), tokens=CUDA_TOKENS)
+    return BertBackend(benchmark, options)
+
+
+def _all_gpus(options: Options) -> bool:
+    return options.get("device") in {None, "cuda"} and torch.cuda.device_count() > 1
+
+
+def _devices(options: Options, workers: int) -> list[Options]:
+    """The options of each worker: a GPU each, or the one device that was asked for."""
+    if device_of(options) == torch.device("cuda"):
+        return [{**options, "device": f"cuda:{number}"} for number in range(workers)]
+    return [dict(options) for _ in range(workers)]

@@ -19,10 +19,16 @@ class Folder:
     """As much of a benchmark as a backend needs."""
 
     sample_count = 0
+    generation = None
     model: dict[str, str] = {}  # noqa: RUF012 - shaped like Benchmark
 
     def __init__(self, model_dir: Path) -> None:
         self.model_dir = model_dir
+
+    @property
+    def config(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8"))
+        return data
 
     def __getattr__(self, name: str) -> Any:
         raise NotImplementedError(name)
@@ -58,7 +64,7 @@ def test_logits_are_those_of_transformers(reference: tuple[Path, Any], lengths: 
     folder, model = reference
     backend = pytorch.open(Folder(folder), {"device": "cpu", "threads": 1})
     given = samples(*lengths)
-    found = backend.predict(given)
+    found = list(backend.predict(given))
     assert [output.shape for output in found] == [(length, 2) for length in lengths]
     for sample, output in zip(given, found, strict=True):
         with torch.inference_mode():
@@ -76,7 +82,7 @@ def test_a_wrong_token_type_would_be_seen(reference: tuple[Path, Any]) -> None:
     backend = pytorch.open(Folder(folder), {"device": "cpu"})
     (sample,) = samples(12)
     other = Features(sample.input_ids, 1 - sample.token_type_ids)
-    assert np.abs(backend.predict([sample])[0] - backend.predict([other])[0]).max() > 1e-2
+    assert np.abs(next(iter(backend.predict([sample]))) - next(iter(backend.predict([other])))).max() > 1e-2
 
 
 def test_lower_precision_is_said_and_near(reference: tuple[Path, Any]) -> None:
@@ -95,7 +101,7 @@ def test_lower_precision_is_said_and_near(reference: tuple[Path, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"batchsize": 3}, "the pytorch backend has no option 'batchsize'; it has"),
+        ({"batchsize": 3}, "the pytorch backend has no option 'batchsize' for BERT; it has"),
         ({"dtype": "int4"}, "dtype 'int4': one of float32, bfloat16, float16"),
     ],
 )
