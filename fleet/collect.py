@@ -93,7 +93,7 @@ class Collector:
         answer = connection.run(shlex.join([*command, self._session.token, unit]), timeout=PACK_TIMEOUT)
         if answer.rc:
             raise ValueError((answer.err.strip().splitlines() or [f"packing ended with {answer.rc}"])[-1][:300])
-        packed = _Packed.model_validate_json(answer.out)
+        packed = _read_packed(answer.out)
         if packed.size > BYTE_LIMIT:
             raise ValueError(f"more than {BYTE_LIMIT >> 30} GiB")
         # The digest is in the name, so that a part of other content is never gone on with.
@@ -132,6 +132,16 @@ class Collector:
         if home.complete and not self._is_of(unit, home):
             return replace(home, complete=False, cause="it ran by another spec than was planned: fleet run")
         return home
+
+
+def _read_packed(text: str) -> _Packed:
+    """What `pack` said. Raises ValueError, in one line that repeats nothing of it, when it cannot be read."""
+    try:
+        return _Packed.model_validate_json(text)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = "".join(f"{part}: " for part in wrong["loc"])
+        raise ValueError(f"the host's answer cannot be read: {where}{wrong['msg']}") from error
 
 
 def collect(session: Session, watch: Watch) -> dict[str, Collected]:

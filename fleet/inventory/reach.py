@@ -148,7 +148,9 @@ class SshConnection:
         try:
             _pour(receive, sink, limit)
         finally:
-            channel.close()
+            # Of a connection that is lost, close raises as well, and would hide what was the matter.
+            with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+                channel.close()
 
     def _open_channel(self, timeout: float) -> paramiko.Channel:
         transport = self._client.get_transport()
@@ -165,7 +167,7 @@ class SshConnection:
             yield
         except (TimeoutError, paramiko.SSHException, OSError, EOFError) as error:
             stalled = isinstance(error, TimeoutError)
-            reason = f"no answer in {timeout:.0f} s" if stalled else f"connection lost ({error})"
+            reason = f"no answer in {timeout:.0f} s" if stalled else f"connection lost ({_words(error)})"
             raise Unreachable(HostState.UNREACHABLE, reason, _ssh_command(self._host)) from error
 
     def close(self) -> None:
@@ -270,7 +272,12 @@ def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreach
         return Unreachable(lost, f"the name {target.hostname} does not resolve", by_hand)
     if isinstance(error, TimeoutError):
         return Unreachable(lost, f"no answer from {where} in {target.connect_timeout:.0f} s", by_hand)
-    return Unreachable(lost, f"{where}: {error or type(error).__name__}", by_hand)
+    return Unreachable(lost, f"{where}: {_words(error)}", by_hand)
+
+
+def _words(error: Exception) -> str:
+    """What an error says; some say nothing, such as the EOFError of a connection that was cut."""
+    return str(error) or type(error).__name__
 
 
 def _ssh_command(host: Host, *options: str) -> str:

@@ -324,6 +324,65 @@ def test_a_host_whose_files_take_long_holds_nobody_up(asked: Asked) -> None:
     assert watch.ended == ["h02", "h01"]
 
 
+def test_a_host_is_asked_on_while_its_files_are_on_their_way(asked: Asked) -> None:
+    noted: list[UnitRecord] = []
+    running: set[str] = set()
+
+    def bring(_: object, __: str, record: UnitRecord) -> None:
+        running.add(record.unit)
+        assert len(running) == 1, "a host's units come one after another"
+        end = time.monotonic() + 10
+        # The first unit's files take until the controller has seen the second unit end.
+        while not any(item.unit == "h01.b" and item.state is UnitState.DONE for item in noted):
+            assert time.monotonic() < end, "the host is not asked any more"
+            time.sleep(0.01)
+        running.remove(record.unit)
+
+    asked(
+        units=("a", "b"),
+        bring=bring,
+        noted=noted,
+        h01=FakeConnection([
+            answer(status("h01.a"), status("h01.b", UnitState.QUEUED)),
+            answer(status("h01.a"), status("h01.b", UnitState.RUNNING)),
+            answer(status("h01.a"), status("h01.b")),
+        ]),
+    )  # fmt: skip
+    assert running == set()
+
+
+def test_units_that_ended_while_the_host_was_away_are_brought_when_it_is_back(asked: Asked) -> None:
+    brought: list[str] = []
+    asked(
+        units=("a", "b"),
+        bring=lambda _, __, record: brought.append(record.unit),
+        h01=FakeConnection([
+            answer(status("h01.a", UnitState.RUNNING), status("h01.b", UnitState.QUEUED)),
+            GONE,
+            answer(status("h01.a"), status("h01.b", UnitState.FAILED, cause="x")),
+        ]),
+    )  # fmt: skip
+    assert brought == ["h01.a", "h01.b"]
+
+
+def test_what_no_host_says_is_not_sent_for(asked: Asked) -> None:
+    brought: list[str] = []
+
+    def bring(_: object, __: str, record: UnitRecord) -> None:
+        brought.append(record.unit)
+
+    found = asked(
+        units=("a", "b"),
+        bring=bring,
+        h01=FakeConnection([answer(status("h01.a"))]),
+        h02=FakeConnection([answer(status("h02.a", UnitState.RUNNING), status("h02.b", UnitState.QUEUED)), GONE]),
+    )
+    # h01 has no folder of its b any more, h02 fell silent for good.
+    assert found["h01.b"].cause == "its folder is not on the host"
+    assert found["h02.a"].state is UnitState.UNREACHABLE
+    assert brought == ["h01.a"]
+
+
 def test_how_long_is_left_is_said_in_words(asked: Asked) -> None:
     running = status(
         "h01.a", UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0, started_at=399.0, expected_s=1800.0

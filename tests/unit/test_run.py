@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fleet import handoff, planning, poll, run
+from fleet import handoff, launch, planning, poll, run
 from fleet.harness.contract import RunSpec, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
@@ -108,6 +108,20 @@ def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> Non
     assert f"cd /home/me/.mlperf-fleet/runs/{made.session.token} && " in connection.commands[0]
     assert ("h01", "3 of 4 units done: out of memory") in watch.lines
     assert any("tiny-bert.SingleStream.performance (2/4)" in text for _, text in watch.lines)
+
+
+def test_ended_units_are_handed_to_the_bringer_of_the_plan_just_written(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT)
+    connection = FakeConnection([answer(status(UNIT))])
+    connect({"h01": connection})
+    brought: list[tuple[object, str, str, UnitState]] = []
+
+    def bringer() -> launch.Bring:
+        assert [spec.unit for spec in handoff.plan(made.session).units] == [UNIT]
+        return lambda at, work_dir, record: brought.append((at, work_dir, record.unit, record.state))
+
+    run.run(made.session, made.campaign, FakePlays(), RecordingWatch(), quick=False, bringer=bringer)
+    assert brought == [(connection, "/home/me/.mlperf-fleet", UNIT, UnitState.DONE)]
 
 
 def test_every_unit_has_a_record_before_anything_is_started(tmp_path: Path, connect: Connect) -> None:

@@ -29,7 +29,14 @@ class Plain:
         self._weight, self._bias, self._gelu = weight, bias, gelu
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """One matrix product."""
+        """One matrix product, on a GPU with GELU in it.
+
+        That one is the tanh form, which differs from the exact one by less than half of what 16-bit floats round
+        away; float32 keeps the exact form.
+        """
+        if self._gelu and rows.is_cuda and rows.dtype is not torch.float32:
+            result: Tensor = torch._addmm_activation(self._bias, rows, self._weight.t(), use_gelu=True)  # noqa: SLF001 - cuBLASLt's epilogue has no other door
+            return result
         found = F.linear(rows, self._weight, self._bias)
         return F.gelu(found) if self._gelu else found
 

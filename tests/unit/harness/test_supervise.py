@@ -382,6 +382,38 @@ def test_pack_has_every_file_of_the_unit_and_is_the_same_each_time(work: Path) -
     assert supervise.pack(work, "s", "one") == told
 
 
+def test_pack_skips_nothing_and_depends_on_nothing_but_the_unit(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = work / "runs" / "s" / "one"
+    for name in ("z", ".hidden", "deep/er/b", "deep/a", "with space", "nul\xe9"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode() * 1000)
+    (folder / "empty").touch()
+    (folder / "empty folder").mkdir()
+    (folder.parent / "another").mkdir()
+    (folder.parent / "another" / "file").touch()
+    told = supervise.pack(work, "s", "one")
+    data = Path(told["archive"]).read_bytes()
+    with tarfile.open(told["archive"]) as archive:
+        archive.extractall(work / "unpacked", filter="data")
+    assert tree(work / "unpacked" / "one") == tree(folder)
+    assert [path.name for path in (work / "unpacked").iterdir()] == ["one"]
+    # gzip would write the hour into its head, and a folder lists its files in no order.
+    unsorted = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: sorted(unsorted(self, pattern), reverse=True))
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    assert supervise.pack(work, "s", "one") == told
+    assert Path(told["archive"]).read_bytes() == data
+    (folder / "z").write_bytes(b"another")
+    assert supervise.pack(work, "s", "one")["sha256"] != told["sha256"]
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: a file's bytes, None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
 def test_pack_of_a_unit_that_is_gone_is_empty(work: Path) -> None:
     with tarfile.open(supervise.pack(work, "s", "gone")["archive"]) as archive:
         assert archive.getnames() == []

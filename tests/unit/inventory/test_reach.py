@@ -1,17 +1,23 @@
 """The probe's answers, and shell commands on this machine."""
 
+import errno
+import io
 import os
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import paramiko
 import pytest
 import yaml
 
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host, Reachability
-from fleet.inventory.reach import Answer, LocalConnection, Unreachable
+from fleet.inventory.reach import Answer, LocalConnection, SshConnection, Unreachable
 from fleet.terms import HostKind, HostState
 from tests.unit.fakes import FakeConnection, scene
 
@@ -161,6 +167,117 @@ def test_a_local_command_that_hangs_leaves_no_process(tmp_path: Path) -> None:
     while process.exists() and process.joinpath("stat").read_text(encoding="ascii").rpartition(") ")[2][0] != "Z":
         assert time.monotonic() < end, "the command goes on"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**17 - 1, 2**17, 2**17 + 1, 10**6])
+def test_what_a_local_command_prints_is_copied_byte_for_byte(tmp_path: Path, size: int) -> None:
+    (tmp_path / "sent").write_bytes(os.urandom(size))
+    sink = io.BytesIO()
+    LocalConnection().copy(f"cat {tmp_path / 'sent'}", sink, limit=size)
+    assert sink.getvalue() == (tmp_path / "sent").read_bytes()
+
+
+def test_bytes_are_added_to_what_the_sink_has() -> None:
+    sink = io.BytesIO(b"begun, ")
+    sink.seek(0, io.SEEK_END)
+    LocalConnection().copy("printf 'begun, and gone on with' | tail -c +8", sink, limit=99)
+    assert sink.getvalue() == b"begun, and gone on with"
+
+
+def test_a_local_command_that_prints_too_much_is_cut_off() -> None:
+    sink, started = io.BytesIO(), time.monotonic()
+    with pytest.raises(ValueError, match="it sends more than it announced"):
+        LocalConnection().copy("cat /dev/zero", sink, limit=3 * 2**17)
+    assert len(sink.getvalue()) <= 3 * 2**17
+    assert time.monotonic() - started < 5
+
+
+def test_one_byte_too_many_is_too_much() -> None:
+    LocalConnection().copy("printf 1234", io.BytesIO(), limit=4)
+    with pytest.raises(ValueError, match="more than it announced"):
+        LocalConnection().copy("printf 12345", io.BytesIO(), limit=4)
+
+
+@dataclass
+class Channel:
+    """What paramiko opens: says its pieces one after another, then nothing; a piece may be an exception."""
+
+    pieces: list[bytes | Exception]
+    closing: Exception | None = None
+    commands: list[str] = field(default_factory=list)
+    closed: int = 0
+
+    def settimeout(self, seconds: float) -> None:
+        assert seconds == reach.STALLED_S
+
+    def exec_command(self, command: str) -> None:
+        self.commands.append(command)
+
+    def recv(self, size: int) -> bytes:
+        piece = self.pieces.pop(0) if self.pieces else b""
+        if isinstance(piece, Exception):
+            raise piece
+        assert len(piece) <= size
+        return piece
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.closing:
+            raise self.closing
+
+
+@pytest.fixture
+def over(monkeypatch: pytest.MonkeyPatch) -> Callable[[Channel], SshConnection]:
+    """An ssh connection whose next channel is the one given."""
+
+    def opened(channel: Channel) -> SshConnection:
+        transport = SimpleNamespace(open_session=lambda **_: channel)
+        monkeypatch.setattr(reach, "_connect", lambda _: SimpleNamespace(get_transport=lambda: transport))
+        return SshConnection(replace(HOST, connection="ssh"))
+
+    return opened
+
+
+def test_what_a_host_prints_is_copied_as_it_comes(over: Callable[[Channel], SshConnection]) -> None:
+    channel, sink = Channel([b"one", b"\x00", b"three"]), io.BytesIO()
+    over(channel).copy("tail -c +1 it", sink, limit=9)
+    assert (sink.getvalue(), channel.commands, channel.closed) == (b"one\0three", ["tail -c +1 it"], 1)
+
+
+@pytest.mark.parametrize("closing", [None, EOFError(), OSError("broken pipe"), paramiko.SSHException("gone")])
+@pytest.mark.parametrize(
+    ("lost", "cause"),
+    [
+        (TimeoutError(), "no answer in 30 s"),
+        (EOFError(), "connection lost (EOFError)"),
+        (OSError("reset"), "connection lost (reset)"),
+        (paramiko.SSHException("no"), "connection lost (no)"),
+    ],
+)
+def test_a_transfer_that_is_lost_keeps_what_came_and_its_cause(
+    over: Callable[[Channel], SshConnection], lost: Exception, cause: str, closing: Exception | None
+) -> None:
+    channel, sink = Channel([b"begun", lost], closing), io.BytesIO()
+    with pytest.raises(Unreachable) as caught:
+        over(channel).copy("cat it", sink, limit=100)
+    assert (caught.value.state, caught.value.cause) == (HostState.UNREACHABLE, cause)
+    assert (sink.getvalue(), channel.closed) == (b"begun", 1)
+
+
+def test_an_ssh_host_that_sends_too_much_is_cut_off(over: Callable[[Channel], SshConnection]) -> None:
+    channel, sink = Channel([b"12", b"34", b"56"], EOFError()), io.BytesIO()
+    with pytest.raises(ValueError, match="it sends more than it announced"):
+        over(channel).copy("cat it", sink, limit=3)
+    assert (sink.getvalue(), channel.closed) == (b"12", 1)
+
+
+def test_a_full_disk_here_is_not_the_hosts_fault(over: Callable[[Channel], SshConnection]) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        over(Channel([b"1"])).copy("cat it", Full(), limit=3)
 
 
 def test_connect_knows_local_hosts() -> None:
