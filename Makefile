@@ -57,12 +57,16 @@ bench: $(VENV)/.dev system-packages  ## Measure what the README claims
 	$(BIN)/python benchmarks/overhead.py
 
 .PHONY: lock
-lock: $(VENV)/.base  ## Compile requirements/*.txt anew from pyproject.toml and requirements/*.in
+lock: $(VENV)/.base  ## Compile requirements/*.txt anew; backend-pytorch.txt by hand, since uv does not look where its torch is
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header pyproject.toml -o requirements/controller.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-package torch pyproject.toml \
-		--extra dev --constraint requirements/controller.txt -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header requirements/harness.in -o requirements/harness.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-package torch pyproject.toml \
+		--extra dev --constraint requirements/controller.txt --constraint requirements/harness.txt -o requirements/dev.txt
+	for backend in onnxruntime tensorflow; do
+		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header requirements/backend-$$backend.in \
+			--constraint requirements/dev.txt -o requirements/backend-$$backend.txt
+	done
 
 .PHONY: clean
 clean:  ## Remove what make made

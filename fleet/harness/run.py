@@ -52,6 +52,11 @@ def run(spec: RunSpec, folder: Path) -> int:
     work = Path(spec.work_dir).expanduser()
     module = importlib.import_module(f"fleet.harness.benchmarks.{spec.module}")
     benchmark: Benchmark = module.open(spec.benchmark, work / "assets" / spec.benchmark)
+    if spec.sample_count > benchmark.sample_count:
+        raise ValueError(
+            f"{spec.benchmark} has {benchmark.sample_count} samples here, {spec.sample_count} are asked for:"
+            " bring the official dataset, then: fleet provision"
+        )
     backend: Backend = importlib.import_module(f"fleet.harness.backends.{spec.backend}").open(
         benchmark, spec.backend_options
     )

@@ -18,6 +18,8 @@ from fleet.harness.tuning import batches
 
 SHARED = 4
 """So many samples on average must share a response for its address to be worth asking for."""
+FIRST = 8
+"""Bytes of a response that are said to be its first token: enough for one id."""
 AT_ONCE = 1024
 """Responses handed to LoadGen in one call, at the most."""
 
@@ -132,7 +134,7 @@ class SystemUnderTest:
         if self._generates:
             each = [data[name] for name in names]
             # Nothing was streamed, so the first token came with the last; some LoadGen models want it said.
-            loadgen.first_tokens(identifiers, each)
+            loadgen.first_tokens(identifiers, [held[:FIRST] for held in each])
             loadgen.complete(identifiers, each, list(map(len, outputs)))
         elif len(data) < len(names) / SHARED:
             loadgen.complete_shared(identifiers, names, data)

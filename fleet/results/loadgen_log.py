@@ -37,6 +37,14 @@ METRICS: dict[Scenario, MetricRule] = {
     Scenario.SERVER: MetricRule("result_completed_samples_per_sec", "Queries/s", 1.0),
 }
 """The checker's RESULT_FIELD for rounds from v4.1 on and models without tokens."""
+TOKEN_METRICS: dict[Scenario, MetricRule] = {
+    **METRICS,
+    Scenario.OFFLINE: MetricRule("result_tokens_per_second", "Tokens/s", 1.0),
+    # Here early_stopping_latency_ss is the first token's latency, not the answer's.
+    Scenario.SINGLE_STREAM: MetricRule("result_90.00_percentile_latency_ns", "ms", NS_PER_MS),
+    Scenario.SERVER: MetricRule("result_completed_tokens_per_second", "Tokens/s", 1.0),
+}
+"""The checker's RESULT_FIELD_BENCHMARK_OVERWRITE for models whose log has token latencies."""
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -112,7 +120,7 @@ def _scenario(values: dict[str, Any]) -> Scenario:
 
 
 def _metric(values: dict[str, Any], scenario: Scenario) -> Metric | None:
-    rule = METRICS[scenario]
+    rule = (TOKEN_METRICS if values.get("requested_use_token_latencies") is True else METRICS)[scenario]
     value = _number(values, rule.key)
     if not value:  # LoadGen writes 0 where early stopping could not estimate a latency: that is no measurement
         return None

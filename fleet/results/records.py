@@ -15,7 +15,7 @@ class Metric:
     """LoadGen's key in mlperf_log_detail.txt, `result_samples_per_second`."""
     value: float
     unit: str
-    """`Samples/s`, `Queries/s` or `ms`."""
+    """`Samples/s`, `Queries/s`, `Tokens/s` or `ms`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

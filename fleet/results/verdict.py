@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from fleet.harness.contract import RunManifest, RunSpec
 from fleet.mlperf.rules import BenchmarkRule, Round
-from fleet.results.loadgen_log import METRICS
 from fleet.results.records import LoadgenSummary
 from fleet.terms import Division, Mode, Scenario, UnitState
 
@@ -77,7 +76,7 @@ def _performance(
     if summary.valid is False:
         yield f"INVALID: {'; '.join(summary.invalid_reasons)}"
     if summary.metric is None:
-        yield f"LoadGen wrote no {METRICS[spec.scenario].key}"
+        yield f"LoadGen wrote no figure for {spec.scenario}"
     # accuracy runs issue each sample once, and no checker looks at their seeds
     if wrong := sorted(name for name, seed in round_.seeds.items() if summary.seeds.get(name) != seed):
         yield f"{', '.join(wrong)}: not the seed of round {round_.name} (LoadGen {summary.loadgen_version})"

@@ -59,7 +59,7 @@ def test_what_the_run_says(changes: dict[str, Any], expected: str) -> None:
     [
         ({"valid": False, "invalid_reasons": ("a", "b")}, "INVALID: a; b"),
         ({"errors": 2}, "LoadGen logged 2 errors"),
-        ({"metric": None}, "LoadGen wrote no result_samples_per_second"),
+        ({"metric": None}, "LoadGen wrote no figure for Offline"),
         ({"seeds": {}}, "qsl_rng_seed, sample_index_rng_seed, schedule_rng_seed: not the seed of round v6.1"),
         ({"min_duration_ms": 599_999.0}, "min_duration 599.999 s, the round wants 600 s"),
         ({"performance_sample_count": 1024}, "1024 of 10833 performance samples"),
