@@ -99,11 +99,11 @@ def test_full_disk(make_lab: MakeLab, tmp_path: Path) -> None:
 
 
 def test_a_host_without_the_memory_that_a_benchmark_needs(make_lab: MakeLab, tmp_path: Path) -> None:
-    lab = make_lab(2, meminfo_mb={"h02": 900})
+    lab = make_lab(2, meminfo_mb={"h02": 500})
     fleet = Fleet(lab, tmp_path, benchmarks=NULL, hosts=[{"name": "h[01-02]", "kind": "server", "user": "bench"}])
     done = fleet("check")
     assert done.returncode == 3
-    said(done, "h02 │ not-ready", "tiny-bert: 0.9 GiB memory, 1.5 GiB needed")
+    said(done, "h02 │ not-ready", "tiny-bert: 0.5 GiB memory, 0.75 GiB needed")
 
 
 def test_two_controllers_on_one_session(fleet: Fleet) -> None:
