@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(gptj.DTYPES))
-    parser.add_argument("--attention", default="sdpa", choices=gptj.ATTENTION)
+    parser.add_argument("--attention", default="matmul", choices=gptj.ATTENTION)
     parser.add_argument(
         "--batch-size", type=int, default=112, help="samples at once; 112 of the longest fit in 139 GiB"
     )

@@ -14,7 +14,7 @@ from fleet.harness.interfaces import RANDOM_WEIGHTS, Features, Generation
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from fleet.harness.models import gptj  # noqa: E402 - not before torch is known to be there
+from fleet.harness.models import beam_search, gptj  # noqa: E402 - not before torch is known to be there
 
 VOCABULARY, END = 90, 0
 WANTED = Generation(beams=1, min_new_tokens=3, max_new_tokens=14, eos_token_ids=(END,), pad_token_id=END)
@@ -131,7 +131,7 @@ def test_answers_do_not_depend_on_what_was_asked_before(reference: tuple[Path, A
 
 
 def test_long_prompts_are_computed_in_parts(reference: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptj, "PREFILL_TOKENS", 40)
+    monkeypatch.setattr(beam_search, "PREFILL_TOKENS", 40)
     folder, model = reference
     given = prompts(*LENGTHS)
     found = [list(tokens) for tokens in opened(Folder(folder), batch_size=12).predict(given)]
@@ -196,7 +196,7 @@ def test_out_of_memory_halves_the_batch_for_good(
 ) -> None:
     folder, model = reference
     tried: list[int] = []
-    monkeypatch.setattr(gptj, "_Cache", short_of_memory(3, tried, gptj._Cache))
+    monkeypatch.setattr(gptj, "Cache", short_of_memory(3, tried, gptj.Cache))
     backend = opened(Folder(folder), batch_size=12)
     given = prompts(*LENGTHS)
     found = [list(tokens) for tokens in backend.predict(given)]
@@ -212,7 +212,7 @@ def test_out_of_memory_in_the_middle_loses_and_repeats_no_answer(
 ) -> None:
     folder, model = reference
     given, calls = prompts(*LENGTHS), 0
-    step = gptj._Batch.step
+    step = gptj.Batch.step
 
     def failing(batch: Any) -> list[bool]:
         nonlocal calls
@@ -221,7 +221,7 @@ def test_out_of_memory_in_the_middle_loses_and_repeats_no_answer(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(batch)
 
-    monkeypatch.setattr(gptj._Batch, "step", failing)
+    monkeypatch.setattr(gptj.Batch, "step", failing)
     found = [list(tokens) for tokens in opened(Folder(folder), batch_size=4).predict(given)]
     assert found == [expected(model, sample, WANTED) for sample in given]
     assert calls > 20
@@ -230,7 +230,7 @@ def test_out_of_memory_in_the_middle_loses_and_repeats_no_answer(
 def test_out_of_memory_with_one_sample_is_an_answer(
     reference: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gptj, "_Cache", short_of_memory(0, [], gptj._Cache))
+    monkeypatch.setattr(gptj, "Cache", short_of_memory(0, [], gptj.Cache))
     backend = opened(Folder(reference[0], replace(WANTED, beams=4)), batch_size=8)
     with pytest.raises(ValueError, match="out of GPU memory with one prompt of 49 tokens and 4 beams; take a GPU with"):
         list(backend.predict(prompts(*LENGTHS)))

@@ -495,7 +495,6 @@ def test_bad_files_are_refused_by_name(spoil: Callable[[Path], object], cause: s
 @pytest.mark.parametrize("name", ["bert-99", "bert-99.9"])
 def test_the_rules_name_this_module_and_its_files(name: str) -> None:
     rule = load_benchmark(name)
-    assert rule.module == "bert"
-    assert rule.official == name
+    assert (rule.module, rule.official) == ("bert", name)
     assert set(rule.sources) == {bert._DATASET, bert._VOCABULARY, convert.PICKLES[0]}
     assert [file for file, source in rule.sources.items() if source.weights] == [convert.PICKLES[0]]
