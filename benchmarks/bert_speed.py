@@ -72,9 +72,13 @@ def reference(device: torch.device, layers: int) -> Any:
     return transformers.BertForQuestionAnswering(config).eval().to(device)
 
 
-@torch.inference_mode()
 def one_by_one(model: Any, given: Sequence[Features], device: torch.device) -> None:
     """The reference's loop: pad, compute, bring home, next."""
+    with torch.inference_mode():
+        _one_by_one(model, given, device)
+
+
+def _one_by_one(model: Any, given: Sequence[Features], device: torch.device) -> None:
     for sample in given:
         ids = torch.zeros(1, PADDED, dtype=torch.int64)
         types, mask = torch.zeros_like(ids), torch.zeros_like(ids)

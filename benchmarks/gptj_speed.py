@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from fleet.harness.interfaces import Features, Generation
-from fleet.harness.models import gptj
+from fleet.harness.models import gptj, gptj_layers
 
 NVIDIA = 36.4
 """Samples/s for each H200, gptj-99 Offline, beam 4, TensorRT-LLM with FP8 (MLPerf Inference v4.1)."""
@@ -94,7 +94,7 @@ def rate(backend: Any, samples: list[Features], batch: int, seconds: float, devi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--dtype", default="bfloat16", choices=sorted(gptj.DTYPES))
+    parser.add_argument("--dtype", default="bfloat16", choices=sorted(gptj_layers.DTYPES))
     parser.add_argument("--attention", default="matmul", choices=gptj.ATTENTION)
     parser.add_argument(
         "--batch-size", type=int, default=112, help="samples at once; 112 of the longest fit in 139 GiB"

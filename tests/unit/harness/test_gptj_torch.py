@@ -196,7 +196,7 @@ def test_out_of_memory_halves_the_batch_for_good(
 ) -> None:
     folder, model = reference
     tried: list[int] = []
-    monkeypatch.setattr(gptj, "Cache", short_of_memory(3, tried, gptj.Cache))
+    monkeypatch.setattr(gptj, "Cache", short_of_memory(3, tried, beam_search.Cache))
     backend = opened(Folder(folder), batch_size=12)
     given = prompts(*LENGTHS)
     found = [list(tokens) for tokens in backend.predict(given)]
@@ -212,7 +212,7 @@ def test_out_of_memory_in_the_middle_loses_and_repeats_no_answer(
 ) -> None:
     folder, model = reference
     given, calls = prompts(*LENGTHS), 0
-    step = gptj.Batch.step
+    step = beam_search.Batch.step
 
     def failing(batch: Any) -> list[bool]:
         nonlocal calls
@@ -221,7 +221,7 @@ def test_out_of_memory_in_the_middle_loses_and_repeats_no_answer(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(batch)
 
-    monkeypatch.setattr(gptj.Batch, "step", failing)
+    monkeypatch.setattr(beam_search.Batch, "step", failing)
     found = [list(tokens) for tokens in opened(Folder(folder), batch_size=4).predict(given)]
     assert found == [expected(model, sample, WANTED) for sample in given]
     assert calls > 20
@@ -230,7 +230,7 @@ def test_out_of_memory_in_the_middle_loses_and_repeats_no_answer(
 def test_out_of_memory_with_one_sample_is_an_answer(
     reference: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gptj, "Cache", short_of_memory(0, [], gptj.Cache))
+    monkeypatch.setattr(gptj, "Cache", short_of_memory(0, [], beam_search.Cache))
     backend = opened(Folder(reference[0], replace(WANTED, beams=4)), batch_size=8)
     with pytest.raises(ValueError, match="out of GPU memory with one prompt of 49 tokens and 4 beams; take a GPU with"):
         list(backend.predict(prompts(*LENGTHS)))

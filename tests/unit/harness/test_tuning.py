@@ -20,7 +20,7 @@ class Slow(Recording):
     def __init__(self, seconds: float, batch_size: int = 4) -> None:
         super().__init__()
         self.seconds = seconds
-        self.batch_size = batch_size  # type: ignore[misc]
+        self.batch_size = batch_size
 
     def predict(self, samples: Sequence[Features]) -> list[Any]:
         time.sleep(self.seconds)
