@@ -65,7 +65,7 @@ lock: $(VENV)/.base  ## Compile requirements/*.txt anew; backend-pytorch.txt by 
 		--extra dev --constraint requirements/controller.txt --constraint requirements/harness.txt -o requirements/dev.txt
 	for backend in onnxruntime tensorflow; do
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header requirements/backend-$$backend.in \
-			--constraint requirements/dev.txt -o requirements/backend-$$backend.txt
+			--constraint requirements/dev.txt --constraint requirements/harness.txt -o requirements/backend-$$backend.txt
 	done
 
 .PHONY: clean

@@ -13,7 +13,7 @@ from fleet.mlperf.rules import BenchmarkRule, Precision
 GIB = 2**30
 BODILESS = frozenset({"null", "openai"})
 """Backends that hold no model on the host."""
-ON_CPU = frozenset({"tensorflow"})
+ON_CPU = frozenset({"onnxruntime", "tensorflow"})
 """Backends whose pinned packages compute on the CPU alone."""
 
 
@@ -23,13 +23,11 @@ def _precision(rule: BenchmarkRule, entry: BenchmarkEntry) -> Precision:
 
 
 def device(entry: BenchmarkEntry) -> str:
-    """`gpu` where the backend needs one, `cpu` where it uses none, else `any`: the GPU where there is one."""
-    if entry.backend == "tensorrt":
-        return "gpu"
+    """`gpu` where the campaign asks for one, `cpu` where none is used, else `any`: the GPU where there is one."""
     given = str(entry.backend_options.get("device") or entry.backend_options.get("provider") or "")
-    if entry.backend in BODILESS | ON_CPU or given == "cpu":
-        return "cpu"
-    return "gpu" if given.startswith(("cuda", "tensorrt")) else "any"
+    if given.startswith(("cuda", "tensorrt")):
+        return "gpu"
+    return "cpu" if entry.backend in BODILESS | ON_CPU or given == "cpu" else "any"
 
 
 def minima(rule: BenchmarkRule, entry: BenchmarkEntry) -> dict[str, Any]:

@@ -66,7 +66,6 @@ def test_the_minima_hold_a_model_and_one_sample() -> None:
         (entry(device="cuda:1"), "gpu"),
         (entry(device="cpu"), "cpu"),
         (entry("onnxruntime", provider="tensorrt"), "gpu"),
-        (entry("tensorrt"), "gpu"),
         (entry("tensorflow"), "cpu"),
         (entry("null"), "cpu"),
     ],

@@ -28,7 +28,7 @@ CONF = {
     Scenario.MULTI_STREAM: "min_duration = 300\n*.MultiStream.target_latency_percentile = 90",
     Scenario.OFFLINE: "min_duration = 300",
     Scenario.SERVER: "min_duration = 300\n*.Server.target_latency = 5000\n*.Server.target_latency_percentile = 90\n"
-    "*.Server.target_qps = 20",
+    "*.Server.ttft_latency = 5000\n*.Server.tpot_latency = 5000\n*.Server.target_qps = 8",
 }
 FOUND: dict[tuple[str, str, Scenario], str] = {}
 UNITS = [
