@@ -129,8 +129,20 @@ class BertBackend:
     def predict(self, samples: Sequence[Features]) -> Iterator[Output]:
         """Start and end logits, one array [length, 2] per sample, in order, a micro-batch later than computed."""
         self._check(samples)
+        if self._graphs is not None and len(samples) == 1:
+            size = -(-len(samples[0].input_ids) // GRAPH_STEP) * GRAPH_STEP
+            if size in self._graphs:
+                # Only here, where nothing else is under way: a graph has one set of buffers.
+                with torch.inference_mode():
+                    replayed = self._graphs[size](samples[0])
+                yield from replayed.outputs()
+                return
         waiting: _Pending | None = None
-        for chunk in chunks(samples, self._tokens):
+        done = 0
+        while done < len(samples):
+            # Asked anew each time: running out of memory lowers the budget.
+            chunk = next(chunks(samples[done:], self._tokens))
+            done += len(chunk)
             started = self._start(chunk)
             if waiting is not None:
                 yield from waiting.outputs()
@@ -159,16 +171,14 @@ class BertBackend:
             tokens = sum(len(sample.input_ids) for sample in chunk)
             if len(chunk) == 1:
                 raise ValueError(f"out of memory on {self._device} with a single sample of {tokens} tokens") from error
+        # Not before the exception is gone: it holds the tensors that did not fit.
+        if self._device.type == "cuda":
             torch.cuda.empty_cache()
-            self._tokens = tokens // 2
-            halves = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
-        return _Joined([self._start(half) for half in halves])
+        self._tokens = tokens // 2
+        return _Joined([self._start(half) for half in (chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :])])
 
     def _compute(self, chunk: Sequence[Features]) -> "_Pending":
         lengths = [len(sample.input_ids) for sample in chunk]
-        size = -(-lengths[0] // GRAPH_STEP) * GRAPH_STEP
-        if self._graphs is not None and len(chunk) == 1 and size in self._graphs:
-            return self._graphs[size](chunk[0])
         on_gpu = self._device.type == "cuda"
         ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in chunk]))
         types = torch.from_numpy(np.concatenate([sample.token_type_ids for sample in chunk]))
@@ -302,7 +312,8 @@ def open(benchmark: Benchmark, options: Options) -> Backend:  # noqa: A001 - eve
         from fleet.harness.models import workers as pool
 
         rest: dict[str, Any] = {key: value for key, value in options.items() if key != "workers"}
-        return pool.Workers(partial(BertBackend, benchmark), _devices(rest, workers), tokens=CUDA_TOKENS)
+        make = partial(BertBackend, benchmark)
+        return pool.Workers(make, _devices(rest, workers), batch_size=int(options.get("batch_size", 10_833)))
     return BertBackend(benchmark, options)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from fleet.harness.interfaces import Backend, Features, Options, Output
 
+CHUNK_TOKENS = 65_536
+"""The most that a worker is sent at once: it cuts it to its own size, and the others are not kept waiting."""
 Make = Callable[[Options], Backend]
 
 
@@ -38,13 +40,12 @@ class Workers:
 
     by_length = True
 
-    def __init__(self, make: Make, each: Sequence[Options], *, tokens: int) -> None:
-        """`make` opens a model with a worker's options, `each`; `tokens` is the size of a chunk.
+    def __init__(self, make: Make, each: Sequence[Options], *, batch_size: int) -> None:
+        """`make` opens a model with a worker's options, `each`; `batch_size` is what one of them is given at once.
 
         Raises what a worker raised while it opened its model.
         """
         context = multiprocessing.get_context("spawn")
-        self._tokens = tokens
         self._pipes: list[Connection] = []
         self._processes = []
         for options in each:
@@ -54,8 +55,12 @@ class Workers:
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
-        told = [self._receive(pipe) for pipe in self._pipes]
-        self.batch_size = 10_833 * len(each)
+        try:
+            told = [self._receive(pipe) for pipe in self._pipes]
+        except BaseException:
+            self.close()
+            raise
+        self.batch_size = batch_size * len(each)
         self.labels: tuple[str, ...] = told[0]["labels"]
         self.model: dict[str, str] = told[0]["model"]
         self._versions = {**told[0]["versions"], "workers": str(len(each))}
@@ -79,7 +84,7 @@ class Workers:
         from fleet.harness.backends.pytorch import chunks
 
         share = max(1, sum(len(sample.input_ids) for sample in samples) // len(self._pipes))
-        parts = list(chunks(samples, min(self._tokens, share + 512)))
+        parts = list(chunks(samples, min(CHUNK_TOKENS, share + 512)))
         answers: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in parts]
         numbers = iter(range(len(parts)))
         lock = threading.Lock()
