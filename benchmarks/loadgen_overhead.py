@@ -57,7 +57,7 @@ def spec(work: Path, scenario: Scenario) -> RunSpec:
     """The same test for the harness."""
     return RunSpec(
         unit="u", session="s", host="h", benchmark="tiny-bert", module="tiny", loadgen_model="bert",
-        scenario=scenario, mode=Mode.PERFORMANCE, backend="null", backend_options={"latency_ms": 0},
+        scenario=scenario, mode=Mode.PERFORMANCE, backend="null", backend_options={"latency_ms": 0, "batch_size": 1024},
         user_conf=SETTINGS[scenario], sample_count=SAMPLES, performance_sample_count=SAMPLES, deadline_s=60,
         expected_s=5, work_dir=str(work), round="v6.1", loadgen_version=loadgen.version(), quick=False,
     )  # fmt: skip

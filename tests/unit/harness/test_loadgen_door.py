@@ -143,9 +143,9 @@ def test_another_scenarios_setting_is_not_this_ones() -> None:
 def test_a_run_too_short_for_its_target_is_set_aside_and_valid_the_second_time(
     tmp_path: Path, scenario: Scenario
 ) -> None:
-    # The null backend takes that long for a query, or for 1024 samples of Offline's.
+    # The null backend takes that long for a query, or for 32 samples of Offline's.
     latency = {Scenario.OFFLINE: 20, Scenario.SINGLE_STREAM: 4, Scenario.MULTI_STREAM: 0.3}[scenario]
-    low = "target_qps = 30000" if scenario is Scenario.OFFLINE else "target_latency = 1000"
+    low = "target_qps = 900" if scenario is Scenario.OFFLINE else "target_latency = 1000"
     text = f"*.{scenario}.min_duration = 400\n*.{scenario}.min_query_count = 1\n*.{scenario}.{low}\n"
     value = spec(scenario=scenario, user_conf=text, backend_options={"latency_ms": latency})
     code, folder = measured(tmp_path, value)

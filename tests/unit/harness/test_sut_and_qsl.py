@@ -142,7 +142,7 @@ def test_the_null_backend_names_what_it_knows() -> None:
     backend = null.open(Lengths(), {})
     assert [output.shape for output in backend.predict([Lengths().features(4)])] == [(5, 2)]
     assert backend.labels == ("simulated",)
-    with pytest.raises(ValueError, match="no option 'latency'; it has latency_ms"):
+    with pytest.raises(ValueError, match="no option 'latency'; it has batch_size, latency_ms"):
         null.open(Lengths(), {"latency": 3})
 
 
