@@ -3,6 +3,8 @@
 tests/unit/harness/test_onnxruntime.py holds logits and tokens to the pytorch backend's.
 """
 
+import hashlib
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ PROVIDERS = {
 CPU_BATCH, GPU_BATCH = 8, 128
 """Samples computed at once; they come sorted by length, so little of a batch is padding."""
 GIVEN = "model.onnx"
+_NO_WEIGHTS = {"starting_weights_filename": "none", "weight_transformations": "none, the weights are random"}
 INPUTS = {
     "input_ids": ("input_ids",),
     "attention_mask": ("attention_mask", "input_mask"),
@@ -71,13 +74,23 @@ def _session(path: Path, provider: str, threads: int) -> Any:
     return session
 
 
-def quantised(path: Path) -> Path:
-    """The model beside `path` with its products in int8: weights by channel now, activations as they come."""
+def _digest(path: Path) -> str:
+    """sha256 of a graph and of the weights that lie beside it."""
+    digest = hashlib.sha256(path.read_bytes())
+    for part in sorted(path.parent.glob(f"{path.name}.data*")):
+        with part.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def quantised(path: Path, cache: Path) -> Path:
+    """The model of `path` with its products in int8, in `cache`: weights by channel now, activations as they come."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    place = path.with_name(f"{path.stem}-int8.onnx")
+    place = cache / "onnx-int8" / f"{_digest(path)[:32]}.onnx"
     if not place.is_file():
-        partial = place.with_suffix(".partial")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f"{place.name}.partial-{os.getpid()}")
         quantize_dynamic(
             path, partial, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"],
             extra_options={"MatMulConstBOnly": True},
@@ -143,27 +156,33 @@ class BertBackend(_Common):
         dtype = str(options.get("dtype", "float32"))
         if dtype not in {"float32", "int8"}:
             raise ValueError(f"dtype {dtype!r}: one of float32, int8")
-        path = self._path(benchmark, options)
+        path, told = self._path(benchmark, options)
         if dtype == "int8":
-            path = quantised(path)
+            if self._provider != "cpu":
+                raise ValueError("dtype int8 is for the cpu provider")
+            path = quantised(path, self._cache)
         self.model = {"weight_data_types": {"float32": "fp32", "int8": "int8"}[dtype]}
         if dtype == "int8":
             self.model["weight_transformations"] = "quantised to int8 by onnxruntime, dynamically"
+        self.model |= told
         self._session = _session(path, self._provider, self._threads)
         self._names, self._answers = self._signature(path)
         self._vocabulary = int(benchmark.config["vocab_size"])
         self._longest = int(benchmark.config["max_position_embeddings"])
 
-    def _path(self, benchmark: Benchmark, options: Options) -> Path:
+    def _path(self, benchmark: Benchmark, options: Options) -> tuple[Path, dict[str, str]]:
+        """The graph, and what measurements.json must say of it when it is not the benchmark's own weights."""
         if "model" in options:
             path = Path(str(options["model"])).expanduser()
             if not path.is_file():
                 raise ValueError(f"model {path}: no such file")
-            return path
+            return path, {"starting_weights_filename": path.name, "weights_sha256": _digest(path)}
         given = benchmark.model_dir / GIVEN
         if not self.labels and given.is_file():
-            return given
-        return export_onnx.exported(benchmark.config, None if self.labels else benchmark.model_dir, self._cache)
+            return given, {"starting_weights_filename": given.name, "weights_sha256": _digest(given)}
+        if self.labels:
+            return export_onnx.exported(benchmark.config, None, self._cache), _NO_WEIGHTS
+        return export_onnx.exported(benchmark.config, benchmark.model_dir, self._cache), {}
 
     def _signature(self, path: Path) -> tuple[dict[str, tuple[str, Any]], list[str]]:
         """What the graph calls its inputs, with their types, and its outputs."""
@@ -211,7 +230,7 @@ class GptJBackend(_Common):
         config = dict(benchmark.config)
         path = export_onnx.exported(config, None if self.labels else benchmark.model_dir, self._cache)
         self.labels = (*labels, *self.labels)
-        self.model = {"weight_data_types": "fp32"}
+        self.model = {"weight_data_types": "fp32"} | (_NO_WEIGHTS if options.get("weights") else {})
         self._session = _session(path, self._provider, self._threads)
         self._vocabulary, self._positions = int(config["vocab_size"]), int(config["n_positions"])
         self._past = [given.name for given in self._session.get_inputs() if given.name.startswith("past_key_values.")]

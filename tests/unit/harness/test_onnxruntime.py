@@ -104,6 +104,8 @@ def test_a_given_graph_with_mlperfs_names_says_the_same(
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=False)
     ours = onnxruntime.open(bert, {"threads": 1, "model": str(tmp_path / "model.onnx")})
     assert worst(iter(ours.predict(given)), iter(onnxruntime.open(bert, {"threads": 1}).predict(given))) < 1e-5
+    assert ours.model["starting_weights_filename"] == "model.onnx"
+    assert len(ours.model["weights_sha256"]) == 64
 
 
 def test_a_graph_that_is_not_berts_is_named_with_what_it_has(bert: tiny.TinyBert, tmp_path: Path) -> None:
@@ -137,6 +139,7 @@ def test_truncated_weights_and_a_missing_parameter_are_named(bert: tiny.TinyBert
 def test_random_weights_are_labelled(bert: tiny.TinyBert, given: list[Features], tmp_path: Path) -> None:
     backend = onnxruntime.open(Elsewhere(bert, tmp_path), {"weights": "random", "threads": 1})  # type: ignore[arg-type]
     assert backend.labels == ("random weights",)
+    assert backend.model["starting_weights_filename"] == "none"
     assert all(np.isfinite(output).all() for output in backend.predict(given[:3]))
 
 
