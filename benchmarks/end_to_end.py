@@ -95,7 +95,8 @@ def unit(work: Path, name: str, mode: Mode, samples: int, options: dict[str, Any
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         contract.write_json(folder / "run_spec.json", spec)
-        environment = {**os.environ, "PYTHONPATH": str(TOP)}
+        paths = [str(TOP), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         started = time.monotonic()
         for _ in range(2):
             command = [sys.executable, "-m", "fleet.harness", "run", text]

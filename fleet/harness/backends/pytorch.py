@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Options, Output
-from fleet.harness.models import bert, fused, linear
+from fleet.harness.models import bert, linear
 
 DTYPES = {
     "float32": torch.float32,
@@ -23,12 +24,14 @@ DTYPES = {
 """Option `dtype` to the precision of what lies between the matrix products."""
 WORDS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int8": "int8", "float8": "fp8"}
 """Option `dtype` in the words of measurements.json."""
-OPTIONS = {"batch_size", "compile", "device", "dtype", "graphs", "threads", "tokens", "weights", "workers"}
+OPTIONS = {"batch_size", "device", "dtype", "graphs", "threads", "tokens", "weights", "workers"}
 CPU_TOKENS, CUDA_TOKENS = 512, 65_536
 """Tokens computed at once. On a CPU a few hundred fill the matrix units, and more no longer fit into its caches."""
-GRAPH_STEP, GRAPH_TOKENS = 32, 512
+GRAPH_STEP, GRAPH_TOKENS = 16, 512
 """A single sample on a GPU is computed by a captured graph for its length rounded up to GRAPH_STEP."""
 CALIBRATION_SAMPLES = 64
+PADDED = 384
+"""A full window of BERT-99."""
 
 
 def check_options(options: Options) -> None:
@@ -59,8 +62,10 @@ def _maker(dtype: str, device: torch.device) -> linear.Maker:
             raise ValueError("dtype float8 needs an NVIDIA GPU from Ada or Hopper on")
         return lambda weight, bias, gelu: linear.Float8(weight.to(device), bias.to(device), gelu=gelu)
 
+    kind = linear.Half if device.type == "cuda" and dtype != "float32" else linear.Plain
+
     def plain(weight: Tensor, bias: Tensor, gelu: bool) -> linear.Linear:
-        return linear.Plain(weight.to(device, DTYPES[dtype]), bias.to(device, DTYPES[dtype]), gelu=gelu)
+        return kind(weight.to(device, DTYPES[dtype]), bias.to(device, DTYPES[dtype]), gelu=gelu)
 
     return plain
 
@@ -83,8 +88,6 @@ class BertBackend:
         # Only attention that takes the samples' starts from the device can be recorded for any length.
         graphs = on_gpu and self._dtype != "float32" and bool(options.get("graphs", True))
         self._graphs: dict[int, _Graph] | None = None
-        if on_gpu and options.get("compile", True):
-            fused.compile_all()
         weights = bert.random_weights(benchmark.config) if self.labels else bert.read_weights(benchmark.model_dir)
         self._model = bert.Bert(
             benchmark.config,
@@ -95,6 +98,7 @@ class BertBackend:
         )
         self._calibrate(benchmark)
         if graphs:
+            self._warm()
             # All of them now: recording one takes longer than a query may.
             longest = min(GRAPH_TOKENS, self._model.longest)
             with torch.inference_mode():
@@ -108,6 +112,16 @@ class BertBackend:
             for _ in self.predict([benchmark.features(at * step) for at in range(count)]):
                 pass
             self._model.settle()
+
+    def _warm(self) -> None:
+        """Compute a batch of each size once: kernels are compiled and chosen at the first use, and memory may be short."""
+        length = min(PADDED, self._model.longest)
+        sample = Features(np.zeros(length, dtype=np.int64), np.zeros(length, dtype=np.int64))
+        tokens = self._tokens
+        while tokens > GRAPH_TOKENS:
+            for _ in self.predict([sample] * (tokens // length)):
+                pass
+            tokens //= 2
 
     @property
     def model(self) -> dict[str, str]:
@@ -128,14 +142,12 @@ class BertBackend:
 
     def predict(self, samples: Sequence[Features]) -> Iterator[Output]:
         """Start and end logits, one array [length, 2] per sample, in order, a micro-batch later than computed."""
-        self._check(samples)
         if self._graphs is not None and len(samples) == 1:
             size = -(-len(samples[0].input_ids) // GRAPH_STEP) * GRAPH_STEP
             if size in self._graphs:
+                self._check(samples[0].input_ids, len(samples[0].input_ids))
                 # Only here, where nothing else is under way: a graph has one set of buffers.
-                with torch.inference_mode():
-                    replayed = self._graphs[size](samples[0])
-                yield from replayed.outputs()
+                yield self._graphs[size](samples[0])
                 return
         waiting: _Pending | None = None
         done = 0
@@ -150,15 +162,13 @@ class BertBackend:
         if waiting is not None:
             yield from waiting.outputs()
 
-    def _check(self, samples: Sequence[Features]) -> None:
+    def _check(self, ids: npt.NDArray[np.int64], longest: int) -> None:
         """Raises ValueError for what the model has no embedding for; a GPU would only say `device-side assert`."""
-        ids = np.concatenate([sample.input_ids for sample in samples])
         if ids.max() >= self._model.vocabulary or ids.min() < 0:
             wrong = int(ids.max() if ids.max() >= self._model.vocabulary else ids.min())
             raise ValueError(
                 f"token {wrong} is none of the model's {self._model.vocabulary}: vocabulary and weights do not match"
             )
-        longest = max(len(sample.input_ids) for sample in samples)
         if longest > self._model.longest:
             raise ValueError(f"a sample of {longest} tokens, the model has {self._model.longest} positions")
 
@@ -180,7 +190,9 @@ class BertBackend:
     def _compute(self, chunk: Sequence[Features]) -> "_Pending":
         lengths = [len(sample.input_ids) for sample in chunk]
         on_gpu = self._device.type == "cuda"
-        ids = torch.from_numpy(np.concatenate([sample.input_ids for sample in chunk]))
+        together = np.concatenate([sample.input_ids for sample in chunk])
+        self._check(together, max(lengths))
+        ids = torch.from_numpy(together)
         types = torch.from_numpy(np.concatenate([sample.token_type_ids for sample in chunk]))
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
         starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
@@ -244,7 +256,8 @@ class _Graph:
         self._host[1] = size
         rows = self._host[2:].view(3, size)
         rows[2] = torch.arange(size)
-        self._ids, self._types = rows[0].numpy(), rows[1].numpy()
+        # Through numpy: a tensor made in inference mode cannot be written outside of it.
+        self._end, self._ids, self._types = self._host[1:2].numpy(), rows[0].numpy(), rows[1].numpy()
         self._given = self._host.to(device)
         ids, types, positions = self._given[2:].view(3, size).unbind(0)
         packed = bert.Packed(ids, types, positions, self._given[:2], lengths=(size,), longest=size)
@@ -255,32 +268,23 @@ class _Graph:
                 model(packed)
         torch.cuda.current_stream(device).wait_stream(side)
         self._answer = torch.empty(size, 2, dtype=torch.float32, pin_memory=True)
+        self._replayed = torch.cuda.Event()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._given.copy_(self._host, non_blocking=True)
             self._answer.copy_(model(packed).float(), non_blocking=True)
 
-    def __call__(self, sample: Features) -> "_Pending":
-        """Logits of one sample; the next call overwrites them, so they are copied when asked for."""
+    def __call__(self, sample: Features) -> Output:
+        """Logits [length, 2] of one sample; the next call overwrites the buffers, so it is a copy."""
         length = len(sample.input_ids)
-        self._host[1] = length
+        self._end[0] = length
         self._ids[:length] = sample.input_ids
         self._types[:length] = sample.token_type_ids
         self._graph.replay()
-        return _Replayed(self._answer, length)
-
-
-class _Replayed(_Pending):
-    """The answer of a graph, in its buffer."""
-
-    def __init__(self, answer: Tensor, length: int) -> None:
-        self._answer, self._length = answer, length
-        self._replayed = torch.cuda.Event()
         self._replayed.record()
-
-    def outputs(self) -> Iterator[Output]:
         self._replayed.synchronize()
-        yield self._answer.numpy()[: self._length].copy()
+        answer: Output = self._answer.numpy()[:length].copy()
+        return answer
 
 
 def chunks(samples: Sequence[Features], tokens: int) -> Iterator[Sequence[Features]]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from fleet.harness.models import fused, linear
+from fleet.harness.models import linear
 
 NAMES = ("query", "key", "value")
 
@@ -97,15 +97,20 @@ class _Norm:
         self.weight, self.bias = place(weights[f"{name}.weight"]), place(weights[f"{name}.bias"])
         self.eps = eps
 
-    def __call__(self, hidden: Tensor, delta: Tensor) -> Tensor:
-        return fused.add_norm(hidden, delta, self.weight, self.bias, self.eps)
+    def __call__(self, rows: Tensor, following: linear.Linear | None) -> tuple[Tensor, Tensor]:
+        """The norm of each row, and the same as `following` takes it."""
+        if by_kernels(rows):
+            from fleet.harness.models import kernels
 
-    def ready_for(self, following: linear.Linear | None, hidden: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of the sum, and the same as `following` takes it: quantised in the same pass."""
-        if isinstance(following, linear.Float8) and following.settled:
-            return fused.add_norm_float8(hidden, delta, self.weight, self.bias, self.eps, following.scale)
-        normed = self(hidden, delta)
+            factor = following.factor if following is not None else None
+            return kernels.norm(rows, self.weight, self.bias, self.eps, factor)
+        normed = F.layer_norm(rows, (rows.shape[-1],), self.weight, self.bias, self.eps)
         return normed, normed
+
+
+def by_kernels(rows: Tensor) -> bool:
+    """Whether kernels of our own compute the steps between matrix products: 16-bit floats on an NVIDIA GPU."""
+    return rows.is_cuda and rows.dtype in {torch.bfloat16, torch.float16}
 
 
 class Bert:
@@ -166,20 +171,31 @@ class Bert:
 
     def __call__(self, packed: Packed) -> Tensor:
         """Logits [tokens, 2] in the model's precision."""
-        hidden = F.embedding(packed.input_ids, self._words) + F.embedding(packed.token_type_ids, self._types)
-        hidden = self._norm(hidden, F.embedding(packed.positions, self._positions))
-        ready = hidden
+        hidden, ready = self._embedded(packed)
         followers = [layer.projections for layer in self._layers[1:]]
         for layer, following in zip(self._layers, [*followers, None], strict=True):
             hidden, ready = layer(hidden, ready, packed, following)
         return self._head(hidden)
 
+    def _embedded(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        ids = (packed.input_ids, packed.token_type_ids, packed.positions)
+        tables = (self._words, self._types, self._positions)
+        norm, following = self._norm, self._layers[0].projections
+        if by_kernels(self._words):
+            from fleet.harness.models import kernels
+
+            return kernels.embed(ids, tables, norm.weight, norm.bias, norm.eps, factor=following.factor)
+        words, types, positions = (F.embedding(rows, table) for rows, table in zip(ids, tables, strict=True))
+        return norm(words + types + positions, following)
+
     def settle(self) -> None:
         """End the calibration of layers that need one."""
         for layer in self._layers:
-            for part in (layer.projections, layer.attended, layer.intermediate, layer.output):
+            for part in (layer.output, layer.projections, layer.attended):
                 if isinstance(part, linear.Float8):
-                    part.settled = True
+                    part.settle()
+            if isinstance(layer.intermediate, linear.Float8) and isinstance(layer.output, linear.Float8):
+                layer.intermediate.settle(layer.output)
 
 
 class _Named(dict[str, Tensor]):
@@ -201,21 +217,22 @@ class _Layer:
         self, hidden: Tensor, ready: Tensor, packed: Packed, following: linear.Linear | None
     ) -> tuple[Tensor, Tensor]:
         """The hidden state [tokens, hidden], and the same as the layer `following` wants it."""
-        tokens, width = hidden.shape
-        query, key, value = self.projections(ready).view(tokens, 3, self.heads, width // self.heads).unbind(1)
-        context = attend(query, key, value, packed).reshape(tokens, width)
-        hidden, ready = self.attention_norm.ready_for(self.intermediate, hidden, self.attended(context))
-        return self.output_norm.ready_for(following, hidden, linear.chain(self.intermediate, self.output, ready))
+        context = attend(self.projections(ready), self.heads, packed, self.attended.factor)
+        hidden, ready = self.attention_norm(self.attended(context, hidden), self.intermediate)
+        return self.output_norm(self.output(self.intermediate(ready), hidden), following)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
-    """Attention within each sample; all [tokens, heads, size of a head]."""
-    if query.is_cuda and query.dtype in {torch.bfloat16, torch.float16}:
-        from torch.nn.attention.varlen import varlen_attn
+def attend(projected: Tensor, heads: int, packed: Packed, factor: Tensor | None) -> Tensor:
+    """Context [tokens, width] within each sample, from query, key and value side by side in [tokens, 3 x width].
 
-        starts, longest = packed.starts, packed.longest
-        result: Tensor = varlen_attn(query, key, value, starts, starts, longest, longest)
-        return result
+    Times `factor` in float8 where there is one.
+    """
+    if by_kernels(projected):
+        from fleet.harness.models import kernels
+
+        return kernels.attend(projected, packed.starts, heads, packed.longest, factor)
+    tokens, width = len(projected), projected.shape[1] // 3
+    query, key, value = projected.view(tokens, 3, heads, width // heads).unbind(1)
     found, at = [], 0
     # Sorted by length, samples of one length lie side by side and are attended to in one call.
     for count, length in _runs(packed.lengths):
@@ -224,7 +241,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
         context = F.scaled_dot_product_attention(*parts)
         found.append(context.transpose(1, 2).reshape(count * length, *query.shape[1:]))
         at = end
-    return torch.cat(found) if len(found) > 1 else found[0]
+    return (torch.cat(found) if len(found) > 1 else found[0]).reshape(tokens, width)
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

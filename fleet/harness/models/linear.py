@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from fleet.harness.models import fused
+from fleet.harness.models import cublaslt
+
+FLOAT8_MAX = 448.0
+"""The largest float8_e4m3fn."""
 
 
 class Linear(Protocol):
     """`x @ weight.T + bias`, followed by GELU where it was made so."""
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """[rows, in] to [rows, out], in the precision of `rows`."""
+    @property
+    def factor(self) -> Tensor | None:
+        """What rows must be multiplied with and turned into float8; None where they come as they are."""
+
+    def __call__(self, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """[rows, in] to [rows, out], plus `added` [rows, out], whose memory may be the result's."""
 
 
 Maker = Callable[[Tensor, Tensor, bool], Linear]
@@ -25,20 +32,33 @@ Maker = Callable[[Tensor, Tensor, bool], Linear]
 class Plain:
     """In the precision of its weight."""
 
+    factor = None
+
     def __init__(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> None:
         self._weight, self._bias, self._gelu = weight, bias, gelu
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """One matrix product, on a GPU with GELU in it.
-
-        That one is the tanh form, which differs from the exact one by less than half of what 16-bit floats round
-        away; float32 keeps the exact form.
-        """
-        if self._gelu and rows.is_cuda and rows.dtype is not torch.float32:
-            result: Tensor = torch._addmm_activation(self._bias, rows, self._weight.t(), use_gelu=True)  # noqa: SLF001 - cuBLASLt's epilogue has no other door
-            return result
+    def __call__(self, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """One matrix product."""
         found = F.linear(rows, self._weight, self._bias)
-        return F.gelu(found) if self._gelu else found
+        if self._gelu:
+            found = F.gelu(found)
+        return found if added is None else found + added
+
+
+class Half:
+    """bfloat16 or float16 on an NVIDIA GPU: bias, GELU and what is added are part of cuBLASLt's product.
+
+    Its GELU is the tanh form, which differs from the exact one by less than half of what 16-bit floats round away.
+    """
+
+    factor = None
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> None:
+        self._product = cublaslt.Product(weight, bias, gelu=gelu)
+
+    def __call__(self, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """One kernel."""
+        return self._product(rows, added)
 
 
 class Int8:
@@ -48,6 +68,8 @@ class Int8:
     scales and GELU are part of oneDNN's product, so that no pass over the result is needed.
     """
 
+    factor = None
+
     def __init__(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> None:
         scales = weight.abs().amax(1).clamp_min(1e-12) / 127
         quantised = (weight / scales[:, None]).round().to(torch.int8)
@@ -56,7 +78,7 @@ class Int8:
         self._bias = bias.float()
         self._post, self._algorithm = ("gelu", "none") if gelu else ("none", "")
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor, added: Tensor | None = None) -> Tensor:
         """Quantise, multiply, scale back."""
         scale = max(float(rows.abs().max()), 1e-12) / 127
         # Adding 128.5 and cutting off rounds to the nearest, in one pass instead of three.
@@ -65,48 +87,39 @@ class Int8:
             quantised, scale, 128, self._weight, self._scales, self._zeros, self._bias,
             1.0, 0, rows.dtype, self._post, [], self._algorithm,
         )  # fmt: skip
-        return result
+        return result if added is None else result + added
 
 
 class Float8:
     """e4m3 on NVIDIA GPUs from Ada on: weights by one scale, activations by the largest value seen in calibration.
 
-    Until `settle` is called each call looks at its input and widens the scale; afterwards it stands, so that nothing
-    has to be read back from the device. Values beyond it are cut off at the largest float8. Rows may come as float8
-    already, quantised by `scale` in the kernel that made them.
+    Until `settle` is called it computes in bfloat16 and notes the largest value of its rows; afterwards rows must come
+    times `factor`, as float8, from the kernel that made them. Values beyond the largest seen are cut off.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, *, gelu: bool = False) -> None:
-        self._weight_scale = weight.abs().max().float() / fused.FLOAT8_MAX
-        self._weight = (weight.float() / self._weight_scale).to(torch.float8_e4m3fn).t()
-        self._bias = bias.to(torch.bfloat16)
-        self.gelu = gelu
-        self.scale = torch.full((), 1e-12, dtype=torch.float32, device=weight.device)
-        self.settled = False
+        self._weight, self._bias, self._gelu = weight.to(torch.bfloat16), bias.to(torch.bfloat16), gelu
+        self._largest = torch.full((), 1e-6, dtype=torch.float32, device=weight.device)
+        self._product: cublaslt.Product | None = None
+        self.factor: Tensor | None = None
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Multiply; the result is bfloat16."""
-        found = self.product(rows)
-        return F.gelu(found) if self.gelu else found
+    def __call__(self, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """Multiply; the result is bfloat16, or what `settle` was told."""
+        if self._product is not None:
+            return self._product(rows, added)
+        self._largest = torch.maximum(self._largest, rows.abs().max().float())
+        return Plain(self._weight, self._bias, gelu=self._gelu)(rows, added)
 
-    def product(self, rows: Tensor) -> Tensor:
-        """The same without GELU."""
-        if rows.dtype is not torch.float8_e4m3fn:
-            if not self.settled:
-                self.scale.copy_(torch.maximum(self.scale, rows.abs().max().float() / fused.FLOAT8_MAX))
-            rows = fused.to_float8(rows, self.scale)
-        found: Tensor = torch._scaled_mm(  # noqa: SLF001 - the only float8 product that torch has under one scale
-            rows, self._weight, scale_a=self.scale, scale_b=self._weight_scale, bias=self._bias,
-            out_dtype=torch.bfloat16, use_fast_accum=True,
+    def settle(self, following: "Float8 | None" = None) -> None:
+        """End the calibration; results are float8 for `following` where it is given, which has settled before."""
+        scale = self._largest / FLOAT8_MAX
+        weight_scale = self._weight.abs().max().float() / FLOAT8_MAX
+        self.factor = scale.reciprocal()
+        self._product = cublaslt.Product(
+            (self._weight.float() / weight_scale).to(torch.float8_e4m3fn), self._bias, gelu=self._gelu,
+            scales=(weight_scale, scale), result_scale=following.factor if following else None,
         )  # fmt: skip
-        return found
-
-
-def chain(first: Linear, second: Linear, rows: Tensor) -> Tensor:
-    """`second(first(rows))`; with settled float8 the step between them is one kernel."""
-    if isinstance(first, Float8) and isinstance(second, Float8) and second.settled and first.gelu:
-        return second(fused.gelu_float8(first.product(rows), second.scale))
-    return second(first(rows))
+        del self._weight
 
 
 def int8_works() -> str:
