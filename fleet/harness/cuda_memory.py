@@ -88,9 +88,13 @@ class Stream:
         way = getattr(self._runtime.cudaMemcpyKind, kind)
         _asked(self._runtime, "cudaMemcpyAsync", target, source, size, way, self._stream)
 
-    def close(self) -> None:
-        """Wait for everything that is on the stream, and end it."""
+    def wait(self) -> None:
+        """Until everything that was put on the stream has happened."""
         _asked(self._runtime, "cudaStreamSynchronize", self._stream)
+
+    def close(self) -> None:
+        """End it, once everything that was put on it has happened."""
+        self.wait()
         _asked(self._runtime, "cudaStreamDestroy", self._stream)
 
     def mark(self, event: "Event") -> None:
@@ -126,7 +130,7 @@ class Buffer:
         except OutOfMemoryError:
             _asked(self._runtime, "cudaFreeHost", self.address)
             raise
-        self.host: npt.NDArray[np.uint8] = np.frombuffer((ctypes.c_uint8 * size).from_address(self.address), np.uint8)
+        self.host: npt.NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address))
         """The host's bytes."""
 
     def close(self) -> None:
