@@ -1,7 +1,8 @@
 """What our backend calls of TensorRT's Python API and of CUDA's runtime, over ONNX Runtime and the host's memory.
 
-It holds our half, from options to logits, and says nothing of NVIDIA's: tests/gpu does. An "engine" here is the path of
-the graph and the profiles; it takes only shapes that fit its profile, and `Cuda.limit` bytes of "GPU" memory.
+It holds our half, from options to logits, and says nothing of NVIDIA's: tests/gpu does, and there the stand-in for the
+library alone computes from a real GPU's memory. An "engine" here is the path of the graph and the profiles; it takes
+only shapes that fit its profile, and `Cuda.limit` bytes of "GPU" memory.
 """
 
 # ruff: noqa: N801, N802, N815 - the names are NVIDIA's
@@ -186,7 +187,7 @@ class Context:
         self._places: dict[str, int] = {}
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
-        assert stream == 77
+        assert stream
         self._profile = self._profiles[number]
         return True
 
@@ -199,18 +200,24 @@ class Context:
         self._places[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 77
         if next(iter(self._shapes.values()))[0] > self._library.rows:
             self._log.log(ILogger.Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 1 bytes.)")
             return False
         fed = {}
         for name, shape in self._shapes.items():
-            held = (ctypes.c_int64 * (shape[0] * shape[1])).from_address(self._places[name])
-            fed[name] = np.ctypeslib.as_array(held).reshape(shape)
+            fed[name] = np.empty(shape, np.int64)
+            self._copy(fed[name].ctypes.data, self._places[name], fed[name].nbytes, "cudaMemcpyDeviceToHost", stream)
         logits = self._session.run(["logits"], fed)[0]
-        ctypes.memmove(self._places["logits"], logits.ctypes.data, logits.nbytes)
+        self._copy(self._places["logits"], logits.ctypes.data, logits.nbytes, "cudaMemcpyHostToDevice", stream)
         self._library.shapes.append(tuple(fed["input_ids"].shape))
         return True
+
+    def _copy(self, target: int, source: int, size: int, kind: str, stream: int) -> None:
+        cuda = self._library.cuda
+        (code,) = cuda.cudaMemcpyAsync(target, source, size, getattr(cuda.cudaMemcpyKind, kind), stream)
+        assert code == OK
+        (code,) = cuda.cudaStreamSynchronize(stream)
+        assert code == OK
 
 
 class TensorRT:
@@ -220,8 +227,9 @@ class TensorRT:
     NetworkDefinitionCreationFlag, BuilderFlag = NetworkDefinitionCreationFlag, BuilderFlag
     ExecutionContextAllocationStrategy, MemoryPoolType = ExecutionContextAllocationStrategy, MemoryPoolType
 
-    def __init__(self, version: str = "11.4.0") -> None:
+    def __init__(self, version: str, cuda: Any) -> None:
         self.__version__ = version
+        self.cuda = cuda
         self.built, self.rows = 0, 10_000
         self.shapes: list[tuple[int, ...]] = []
         self.pools: dict[Any, int] = {}
@@ -230,9 +238,10 @@ class TensorRT:
 
 
 @contextmanager
-def installed(monkeypatch: Any, *, version: str = "11.4.0") -> Iterator[tuple[TensorRT, Cuda]]:
-    """Both in the places where the backend looks for the real ones."""
-    library, cuda = TensorRT(version), Cuda()
+def installed(monkeypatch: Any, *, version: str = "11.4.0", cuda: Any = None) -> Iterator[tuple[TensorRT, Any]]:
+    """Both in the places where the backend looks for the real ones; `cuda` may be the real one."""
+    cuda = cuda or Cuda()
+    library = TensorRT(version, cuda)
     with monkeypatch.context() as patched:
         patched.setattr("fleet.harness.backends.tensorrt._library", lambda: library)
         patched.setattr("fleet.harness.cuda_memory._runtime", lambda: cuda)

@@ -16,6 +16,7 @@ from fleet.harness.interfaces import Features, Output
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx.reference")
 pytest.importorskip("onnxruntime")
 
 from fleet.harness.backends import pytorch, tensorrt  # noqa: E402 - not before torch is known to be there
@@ -259,7 +260,9 @@ def test_a_foreign_token_and_a_long_sample_are_named(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_export_for_another_type_is_a_sound_graph(bert: tiny.TinyBert, tmp_path: Path, dtype: str) -> None:
+def test_the_export_for_another_type_is_a_sound_graph(
+    bert: tiny.TinyBert, given: list[Features], theirs: list[Output], tmp_path: Path, dtype: str
+) -> None:
     path = export_onnx.exported(bert.config, bert.model_dir, tmp_path, dtype)
     onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True, data_prop=True).graph
@@ -269,6 +272,14 @@ def test_the_export_for_another_type_is_a_sound_graph(bert: tiny.TinyBert, tmp_p
     assert {types[name] for name in products} == {kind}
     assert {types[node.output[0]] for node in graph.node if node.op_type == "Softmax"} == {onnx.TensorProto.FLOAT}
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    evaluate = onnx.reference.ReferenceEvaluator(str(path))
+    for sample, wanted in zip(given[10:14], theirs[10:14], strict=True):
+        ids, segments = sample.input_ids[None], sample.token_type_ids[None]
+        (found,) = evaluate.run(
+            None, {"input_ids": ids, "token_type_ids": segments, "attention_mask": np.ones_like(ids)}
+        )
+        assert (found[0].argmax(axis=0) == wanted.argmax(axis=0)).all()
+        assert 1e-4 < np.abs(found[0] - wanted).max() < 2  # of logits to 13; it adds up in the short type
 
 
 def test_cuda_without_a_driver_says_so() -> None:
