@@ -39,6 +39,11 @@ demo: $(VENV)/.base  ## Benchmark this machine: a quick run, from preflight to s
 test: $(VENV)/.dev system-packages lint  ## Set everything up and run every test
 	$(BIN)/python -m pytest
 
+.PHONY: test-gpu
+test-gpu: $(VENV)/.dev  ## Test what needs an NVIDIA GPU, on a machine that has one; downloads gigabytes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/backend-tensorrt.txt
+	$(BIN)/python -m pytest tests/gpu
+
 .PHONY: system-packages
 system-packages:
 	@./.ci/packages $(APT_TEST)
@@ -63,7 +68,7 @@ lock: $(VENV)/.base  ## Compile requirements/*.txt anew; backend-pytorch.txt by 
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header requirements/harness.in -o requirements/harness.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-package torch pyproject.toml \
 		--extra dev --constraint requirements/controller.txt --constraint requirements/harness.txt -o requirements/dev.txt
-	for backend in onnxruntime tensorflow; do
+	for backend in onnxruntime tensorflow tensorrt; do
 		$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header requirements/backend-$$backend.in \
 			--constraint requirements/dev.txt --constraint requirements/harness.txt -o requirements/backend-$$backend.txt
 	done

@@ -41,7 +41,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-BackendName = Literal["null", "pytorch", "onnxruntime", "tensorflow", "openai"]
+BackendName = Literal["null", "pytorch", "onnxruntime", "tensorflow", "tensorrt", "openai"]
 
 
 class LoadgenSettings(Strict):

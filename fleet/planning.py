@@ -18,6 +18,10 @@ QUICK_ACCURACY_SAMPLES = 10833
 """--quick still evaluates the whole set of a benchmark up to this size: an F1 over fewer says little."""
 TUNING_S = 180.0
 """The most that a scenario's tuning may take."""
+LOADING_S = 120.0
+"""A unit's deadline leaves so long for its model to be loaded."""
+BUILDING_S = {"tensorrt": 900.0}
+"""And so long more with a backend that builds an engine on first use: killed in it, a unit would never get further."""
 
 
 def plan(session: Session, campaign: Campaign, *, quick: bool) -> Plan:
@@ -69,7 +73,7 @@ class Planner:
             user_conf="".join(f"*.{scenario}.{key} = {value}\n" for key, value in sorted(settings.items())),
             sample_count=self._few(rule.samples),
             performance_sample_count=self._few(rule.performance_samples),
-            deadline_s=seconds * self._campaign.run.deadline_factor + 120,
+            deadline_s=self._deadline(seconds, benchmark.backend),
             expected_s=seconds,
             work_dir=(ready.work_dir if ready else "") or self._campaign.work_dir,
             round=self._campaign.round,
@@ -91,8 +95,11 @@ class Planner:
             session=f"{self._token}-tune",
             tune_only=True,
             expected_s=TUNING_S,
-            deadline_s=TUNING_S * self._campaign.run.deadline_factor + 120,
+            deadline_s=self._deadline(TUNING_S, benchmark.backend),
         )
+
+    def _deadline(self, seconds: float, backend: str) -> float:
+        return seconds * self._campaign.run.deadline_factor + LOADING_S + BUILDING_S.get(backend, 0.0)
 
     def start(self, host: str, benchmark: str, scenario: Scenario) -> dict[str, float]:
         """What another host of the same kind of system came to; empty when none is known."""

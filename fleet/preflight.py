@@ -15,6 +15,13 @@ BODILESS = frozenset({"null", "openai"})
 """Backends that hold no model on the host."""
 ON_CPU = frozenset({"onnxruntime", "tensorflow"})
 """Backends whose pinned packages compute on the CPU alone."""
+ON_GPU: dict[str, dict[str, Any]] = {
+    # CUDA 13's packages need driver 580: docs.nvidia.com, TensorRT 11.4, Prerequisites.
+    "tensorrt": {"module": "tensorrt", "driver": 580},
+}
+"""Backends that compute on NVIDIA GPUs alone: the package that must load on a host, and the oldest driver it runs with."""
+MORE_DISK_GIB = {"tensorrt": 10.0}
+"""Beside the benchmark's own: the packed library is about 2 GB, and lies there unpacked with engines. Not measured."""
 
 
 def _precision(rule: BenchmarkRule, entry: BenchmarkEntry) -> Precision:
@@ -25,21 +32,25 @@ def _precision(rule: BenchmarkRule, entry: BenchmarkEntry) -> Precision:
 def device(entry: BenchmarkEntry) -> str:
     """`gpu` where the campaign asks for one, `cpu` where none is used, else `any`: the GPU where there is one."""
     given = str(entry.backend_options.get("device") or entry.backend_options.get("provider") or "")
-    if given.startswith(("cuda", "tensorrt")):
+    if entry.backend in ON_GPU or given.startswith(("cuda", "tensorrt")):
         return "gpu"
     return "cpu" if entry.backend in BODILESS | ON_CPU or given == "cpu" else "any"
 
 
 def minima(rule: BenchmarkRule, entry: BenchmarkEntry) -> dict[str, Any]:
-    """What fleet_preflight compares: GiB of disk, of RAM, of the model with one sample, of the accelerator."""
+    """What fleet_preflight compares: GiB of disk, of RAM, of the model with one sample, of the accelerator.
+
+    For a backend of ON_GPU also its driver and package.
+    """
     precision = _precision(rule, entry)
     model = 0.0 if entry.backend in BODILESS else precision.model_gib + precision.sample_gib
     return {
-        "disk_gib": rule.needs.disk_gib,
+        "disk_gib": rule.needs.disk_gib + MORE_DISK_GIB.get(entry.backend, 0.0),
         "memory_gib": rule.needs.memory_gib,
         "model_gib": model,
         "gpu_memory_gib": max(rule.needs.gpu_memory_gib, model),
         "device": device(entry),
+        **ON_GPU.get(entry.backend, {}),
     }
 
 

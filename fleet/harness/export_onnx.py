@@ -28,7 +28,8 @@ OPSET, IR_VERSION = 20, 9
 SEED = 20_260_401
 """Of random weights."""
 MASKED = -1e9
-DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+"""numpy knows bfloat16 by this name because onnx brings ml_dtypes."""
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 ALIGNMENT = 4096
 """Bytes: ONNX Runtime maps external data page by page."""

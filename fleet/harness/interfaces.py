@@ -134,6 +134,8 @@ class StreamingBackend(Protocol):
 Options = dict[str, Any]
 RANDOM_WEIGHTS = "random weights"
 """The label of a run without a checkpoint; never submitted."""
+NO_WEIGHTS = {"starting_weights_filename": "none", "weight_transformations": "none, the weights are random"}
+"""What measurements.json says of random weights."""
 
 
 def generation_of(benchmark: Benchmark, options: Options) -> tuple[Generation, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from fleet.harness.backends import pytorch
 from fleet.harness.interfaces import Features
 from fleet.harness.models import cublaslt, kernels
 
+pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 CONFIG = {
     "vocab_size": 1000, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024,

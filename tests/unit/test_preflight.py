@@ -59,6 +59,12 @@ def test_the_minima_hold_a_model_and_one_sample() -> None:
     assert preflight.minima(rule(), entry("null"))["model_gib"] == 0
 
 
+def test_tensorrt_needs_a_driver_its_package_and_more_disk() -> None:
+    found = preflight.minima(rule(gpu_memory_gib=8), entry("tensorrt", dtype="bfloat16"))
+    assert (found["driver"], found["module"], found["disk_gib"]) == (580, "tensorrt", 40.0)
+    assert preflight.batch(rule(), entry("tensorrt"), memory_bytes=GIB, gpus=[8 * GIB]) == 8
+
+
 @pytest.mark.parametrize(
     ("made", "device"),
     [
@@ -67,6 +73,7 @@ def test_the_minima_hold_a_model_and_one_sample() -> None:
         (entry(device="cpu"), "cpu"),
         (entry("onnxruntime", provider="tensorrt"), "gpu"),
         (entry("tensorflow"), "cpu"),
+        (entry("tensorrt"), "gpu"),
         (entry("null"), "cpu"),
     ],
 )

@@ -85,6 +85,8 @@ def test_deadlines_follow_the_duration_asked_for(tmp_path: Path) -> None:
     own = ONE_UNIT.replace("modes:", "user_conf: {Offline: {min_duration: 20000, target_qps: 5}}, modes:")
     assert performance(own).expected_s == pytest.approx(60 + 1.4 * 20)
     assert performance(own).user_conf == "*.Offline.min_duration = 20000\n*.Offline.target_qps = 5.0\n"
+    engine = ONE_UNIT.replace("modes:", "backend: tensorrt, modes:")
+    assert performance(engine).deadline_s == pytest.approx(3 * (60 + 1.4 * 600) + 120 + 900)
 
 
 def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> None:

@@ -6,7 +6,6 @@ tests/unit/harness/test_onnxruntime.py holds logits and tokens to the pytorch ba
 import hashlib
 import os
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,18 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from fleet.harness import decoding, export_onnx
-from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Options, Output, generation_of
+from fleet.harness import batching, decoding, export_onnx
+from fleet.harness.batching import whole
+from fleet.harness.interfaces import (
+    NO_WEIGHTS,
+    RANDOM_WEIGHTS,
+    Backend,
+    Benchmark,
+    Features,
+    Options,
+    Output,
+    generation_of,
+)
 
 OPTIONS = {
     "bert": {"batch_size", "cache", "dtype", "model", "provider", "threads", "weights"},
@@ -30,7 +39,6 @@ PROVIDERS = {
 CPU_BATCH, GPU_BATCH = 8, 128
 """Samples computed at once; they come sorted by length, so little of a batch is padding."""
 GIVEN = "model.onnx"
-_NO_WEIGHTS = {"starting_weights_filename": "none", "weight_transformations": "none, the weights are random"}
 INPUTS = {
     "input_ids": ("input_ids",),
     "attention_mask": ("attention_mask", "input_mask"),
@@ -108,8 +116,8 @@ class _Common:
 
     def __init__(self, options: Options) -> None:
         self._provider = _provider(options)
-        self._threads = _whole(options, "threads", 0)
-        self.batch_size = _whole(options, "batch_size", CPU_BATCH if self._provider == "cpu" else GPU_BATCH) or 1
+        self._threads = whole(options, "threads", 0)
+        self.batch_size = whole(options, "batch_size", CPU_BATCH if self._provider == "cpu" else GPU_BATCH) or 1
         self.labels: tuple[str, ...] = (RANDOM_WEIGHTS,) if options.get("weights") else ()
         self._cache = export_onnx.cache_folder(str(options["cache"]) if "cache" in options else None)
 
@@ -128,15 +136,10 @@ class _Common:
             try:
                 outputs = self._outputs(group)
             except Exception as error:  # out of memory is told by words alone
-                if "alloc" not in str(error).lower() and "out of memory" not in str(error).lower():
+                if not batching.memory_is_short(str(error)):
                     raise
-                if len(group) == 1:
-                    longest = len(group[0].input_ids)
-                    raise ValueError(
-                        f"out of memory on {self._provider} with one sample of {longest} tokens"
-                    ) from error
-                self.batch_size = len(group) // 2
-                sys.stdout.write(f"out of memory with {len(group)} samples at once: going on with {self.batch_size}\n")
+                longest = max(len(sample.input_ids) for sample in group)
+                self.batch_size = batching.halved(len(group), self._provider, longest, error)
                 continue
             yield from outputs
             at += len(group)
@@ -181,7 +184,7 @@ class BertBackend(_Common):
         if not self.labels and given.is_file():
             return given, {"starting_weights_filename": given.name, "weights_sha256": _digest(given)}
         if self.labels:
-            return export_onnx.exported(benchmark.config, None, self._cache), _NO_WEIGHTS
+            return export_onnx.exported(benchmark.config, None, self._cache), NO_WEIGHTS
         return export_onnx.exported(benchmark.config, benchmark.model_dir, self._cache), {}
 
     def _signature(self, path: Path) -> tuple[dict[str, tuple[str, Any]], list[str]]:
@@ -202,23 +205,12 @@ class BertBackend(_Common):
         raise ValueError(f"{path}: no output logits; it has {', '.join(sorted(made))}")
 
     def _outputs(self, samples: Sequence[Features]) -> Sequence[Output]:
-        lengths = [len(sample.input_ids) for sample in samples]
-        if max(lengths) > self._longest:
-            raise ValueError(f"a sample of {max(lengths)} tokens, the model has {self._longest} positions")
-        ids, mask, types = np.zeros((3, len(samples), max(lengths)), np.int64)
-        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-            ids[row, :length], mask[row, :length] = sample.input_ids, 1
-            types[row, :length] = sample.token_type_ids
-        if ids.min() < 0 or ids.max() >= self._vocabulary:
-            wrong = int(ids.min() if ids.min() < 0 else ids.max())
-            raise ValueError(
-                f"token {wrong} is none of the model's {self._vocabulary}: vocabulary and weights do not match"
-            )
+        ids, mask, types = batching.padded(samples, vocabulary=self._vocabulary, longest=self._longest)
         values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         fed = {name: values[role].astype(kind, copy=False) for role, (name, kind) in self._names.items()}
         found = self._session.run(self._answers, fed)
         logits = found[0] if len(found) == 1 else np.stack(found, axis=-1)
-        return [logits[row, :length] for row, length in enumerate(lengths)]
+        return [logits[row, : len(sample.input_ids)] for row, sample in enumerate(samples)]
 
 
 class GptJBackend(_Common):
@@ -230,7 +222,7 @@ class GptJBackend(_Common):
         config = dict(benchmark.config)
         path = export_onnx.exported(config, None if self.labels else benchmark.model_dir, self._cache)
         self.labels = (*labels, *self.labels)
-        self.model = {"weight_data_types": "fp32"} | (_NO_WEIGHTS if options.get("weights") else {})
+        self.model = {"weight_data_types": "fp32"} | (NO_WEIGHTS if options.get("weights") else {})
         self._session = _session(path, self._provider, self._threads)
         self._vocabulary, self._positions = int(config["vocab_size"]), int(config["n_positions"])
         self._past = [given.name for given in self._session.get_inputs() if given.name.startswith("past_key_values.")]
@@ -260,13 +252,6 @@ class GptJBackend(_Common):
         if (longest := max(map(len, prompts))) > most:
             raise ValueError(f"a prompt of {longest} tokens: this model reads 1 to {most} of them")
         return decoding.generate(self._step, prompts, self._generation, vocab_size=self._vocabulary)
-
-
-def _whole(options: Options, name: str, default: int) -> int:
-    found = options.get(name, default)
-    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
-        raise ValueError(f"{name} {found!r}: a whole number")
-    return found
 
 
 def open(benchmark: Benchmark, options: Options) -> Backend:  # noqa: A001 - every backend's door has this name

@@ -7,7 +7,6 @@ tests/unit/harness/test_tensorflow.py holds the logits to transformers'.
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from fleet.harness import convert, decoding
-from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Options, Output, generation_of
+from fleet.harness import batching, convert, decoding
+from fleet.harness.interfaces import (
+    NO_WEIGHTS,
+    RANDOM_WEIGHTS,
+    Backend,
+    Benchmark,
+    Features,
+    Options,
+    Output,
+    generation_of,
+)
 from fleet.harness.models.tf_bert import FROZEN, SAVED, Bert, Given, frozen, saved
 from fleet.harness.models.tf_gptj import GptJ
-from fleet.harness.models.tf_layers import NO_WEIGHTS
 
 # Otherwise a page of messages on what this build could do for this CPU, before the first line of ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -116,10 +123,7 @@ class _Common:
                     outputs = self._outputs(group)
             except tf.errors.ResourceExhaustedError as error:
                 longest = max(len(sample.input_ids) for sample in group)
-                if len(group) == 1:
-                    raise ValueError(f"out of memory on {self._device} with one sample of {longest} tokens") from error
-                self.batch_size = len(group) // 2
-                sys.stdout.write(f"out of memory with {len(group)} samples at once: going on with {self.batch_size}\n")
+                self.batch_size = batching.halved(len(group), self._device, longest, error)
                 continue
             yield from outputs
             at += len(group)
@@ -145,21 +149,17 @@ class BertBackend(_Common):
             self.batch_size = self._bert.rows
 
     def _outputs(self, samples: Sequence[Features]) -> Sequence[Output]:
-        lengths = [len(sample.input_ids) for sample in samples]
-        if max(lengths) > self._longest:
-            raise ValueError(f"a sample of {max(lengths)} tokens, the model has {self._longest} positions")
-        ids, mask, types = np.zeros((3, self._bert.rows or len(samples), self._bert.length or max(lengths)), np.int32)
-        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-            ids[row, :length], mask[row, :length] = sample.input_ids, 1
-            types[row, :length] = sample.token_type_ids
-        # A GPU would read zeros for these and say nothing.
-        if ids.min() < 0 or ids.max() >= self._vocabulary:
-            wrong = int(ids.min() if ids.min() < 0 else ids.max())
-            raise ValueError(
-                f"token {wrong} is none of the model's {self._vocabulary}: vocabulary and weights do not match"
-            )
+        # A GPU would read zeros for ids that the model has no embedding for and say nothing.
+        ids, mask, types = batching.padded(
+            samples,
+            vocabulary=self._vocabulary,
+            longest=self._longest,
+            rows=self._bert.rows or 0,
+            length=self._bert.length or 0,
+            dtype=np.int32,
+        )
         logits = self._bert(ids, mask, types)
-        return [logits[row, :length] for row, length in enumerate(lengths)]
+        return [logits[row, : len(sample.input_ids)] for row, sample in enumerate(samples)]
 
 
 class GptJBackend(_Common):

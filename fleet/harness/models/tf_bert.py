@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fleet.harness import convert
-from fleet.harness.models.tf_layers import MASKED, NO_WEIGHTS, Array, Parameters, attention, first_line, linear, norm
+from fleet.harness.interfaces import NO_WEIGHTS
+from fleet.harness.models.tf_layers import MASKED, Array, Parameters, attention, first_line, linear, norm
 
 # Otherwise a page of messages on what this build could do for this CPU, before the first line of ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

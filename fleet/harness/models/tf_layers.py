@@ -19,8 +19,6 @@ import tensorflow as tf
 SEED = 20_260_401
 """Of random weights."""
 MASKED = -1e9
-NO_WEIGHTS = {"starting_weights_filename": "none", "weight_transformations": "none, the weights are random"}
-"""What measurements.json says of random weights."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 Array = npt.NDArray[Any]

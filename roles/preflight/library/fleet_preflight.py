@@ -27,7 +27,9 @@ options:
   needs:
     type: dict
     required: true
-    description: Benchmark name to disk_gib, memory_gib, model_gib, gpu_memory_gib and device (cpu, gpu or any).
+    description:
+      - Benchmark name to disk_gib, memory_gib, model_gib, gpu_memory_gib and device (cpu, gpu or any), and for some
+        backends driver, the oldest NVIDIA driver's major version, and module, the Python module that must load.
   spare_gib: {type: float, default: 0.25, description: Free GiB that must remain on a converged host.}
   on_battery: {type: str, default: warn, choices: [warn, stop, ignore], description: A laptop on battery.}
   python_env_digest: {type: str, default: "", description: Fingerprint of the environment that is wanted.}
@@ -48,17 +50,17 @@ def meminfo() -> dict[str, int]:
 
 
 def gpus() -> list[dict[str, object]]:
-    """Name and memory of each NVIDIA GPU, as nvidia-smi says; none where it is not there or does not answer."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    """Name, memory and driver of each NVIDIA GPU, as nvidia-smi says; none where it is not there or does not answer."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     found = []
     for line in told.splitlines():
-        name, _, mib = line.rpartition(",")
-        if mib.strip().isdecimal():
-            found.append({"name": name.strip(), "memory_bytes": int(mib) * 2**20})
+        name, mib, driver = ([part.strip() for part in line.rsplit(",", 2)] + ["", ""])[:3]
+        if mib.isdecimal():
+            found.append({"name": name, "memory_bytes": int(mib) * 2**20, "driver": driver})
     return found
 
 
@@ -67,6 +69,8 @@ def shortage(need: dict, memory: int, cards: list) -> str:
     ram, model, card = (float(need.get(key, 0.0)) for key in ("memory_gib", "model_gib", "gpu_memory_gib"))
     if need.get("device") == "gpu" and not cards:
         return "no NVIDIA GPU answers here (nvidia-smi), and its backend needs one"
+    if cards and (older := too_old(str(cards[0].get("driver", "")), int(need.get("driver", 0)))):
+        return older
     if cards and need.get("device") != "cpu":
         smallest = min(cards, key=lambda found: found["memory_bytes"])
         if smallest["memory_bytes"] < card * GIB:
@@ -74,6 +78,25 @@ def shortage(need: dict, memory: int, cards: list) -> str:
     else:
         ram += model
     return f"{memory / GIB:.1f} GiB memory, {ram:g} GiB needed" if memory < ram * GIB else ""
+
+
+def too_old(driver: str, wanted: int) -> str:
+    """Why a driver such as `535.54.03` will not do where major version `wanted` is the oldest, or nothing."""
+    major = driver.partition(".")[0]
+    if not major.isdecimal() or int(major) >= wanted:
+        return ""
+    return f"the NVIDIA driver is {driver}, its backend needs {wanted} or newer: update the driver"
+
+
+def missing(work_dir: Path, module: str) -> str:
+    """Why a Python module does not load in the environment in use, or nothing."""
+    command = [str(work_dir / "venv" / "bin" / "python"), "-c", f"import {module}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"its package {module} cannot be tried: {error}"
+    said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit {done.returncode}"]
+    return f"its package {module} does not load here: {said[-1]}" if done.returncode else ""
 
 
 def free_bytes(path: Path) -> int:
@@ -194,6 +217,10 @@ def main() -> None:
     done = stamps(work_dir)
     cards = gpus()
     answers = {name: shortage(need, memory["MemTotal"], cards) for name, need in module.params["needs"].items()}
+    # Where the environment is not there yet, installing it will say what it lacks.
+    if module.params["python_env_digest"] and done["python_env"] == module.params["python_env_digest"]:
+        for name, need in module.params["needs"].items():
+            answers[name] = answers[name] or (missing(work_dir, need["module"]) if need.get("module") else "")
     cannot = {name: reason for name, reason in answers.items() if reason}
     warnings = ["on battery: results will be slower"] if module.params["on_battery"] == "warn" and on_battery() else []
     found = problems(work_dir, free, module.params, done)
