@@ -119,7 +119,7 @@ def test_each_precision_is_near_float32() -> None:
 
 
 def test_too_little_memory_lowers_the_batch() -> None:
-    backend = pytorch.open(Small(), {"weights": "random", "device": "cuda", "dtype": "bfloat16"})  # type: ignore[arg-type]
+    backend = pytorch.open(Small(), {"weights": "random", "device": "cuda:0", "dtype": "bfloat16"})  # type: ignore[arg-type]
     samples = [Small().features(at) for at in range(40)]
     wanted = list(backend.predict(samples))
     real, calls = backend._compute, []  # type: ignore[attr-defined]
@@ -134,3 +134,10 @@ def test_too_little_memory_lowers_the_batch() -> None:
     found = list(backend.predict(samples))
     assert min(calls) <= 10 < max(calls)
     assert all(np.allclose(a, b, atol=0.05) for a, b in zip(found, wanted, strict=True))
+
+
+def test_the_last_gpu_of_a_host_gives_the_same_as_the_first() -> None:
+    last = f"cuda:{torch.cuda.device_count() - 1}"
+    assert np.allclose(logits(dtype="bfloat16", device=last), logits(dtype="bfloat16", device="cuda:0"), atol=0.05)
+    both = logits(dtype="bfloat16", workers=max(2, torch.cuda.device_count()) if last != "cuda:0" else 1)
+    assert np.allclose(both, logits(dtype="bfloat16"), atol=0.05)

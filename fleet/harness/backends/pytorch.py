@@ -4,7 +4,6 @@ import contextlib
 import platform
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Options, Output
-from fleet.harness.models import bert, linear
+from fleet.harness.models import bert, linear, workers
 
 DTYPES = {
     "float32": torch.float32,
@@ -44,11 +43,6 @@ def check_options(options: Options) -> None:
         raise ValueError(f"weights {options['weights']!r}: leave it out, or `random`")
 
 
-def device_of(options: Options) -> torch.device:
-    """The device asked for, or the GPU where there is one."""
-    return torch.device(str(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")))
-
-
 def _maker(dtype: str, device: torch.device) -> linear.Maker:
     """How linear layers of this precision are made; ValueError where the device has none."""
     if dtype == "int8":
@@ -77,7 +71,7 @@ class BertBackend:
     """Samples of one length are attended to together on a CPU, and a batch holds like lengths on a GPU."""
 
     def __init__(self, benchmark: Benchmark, options: Options) -> None:
-        self._device = device_of(options)
+        self._device = workers.device_of(options)
         if threads := int(options.get("threads", 0)):
             torch.set_num_threads(threads)
         self._dtype = str(options.get("dtype", "float32"))
@@ -88,6 +82,14 @@ class BertBackend:
         # Only attention that takes the samples' starts from the device can be recorded for any length.
         graphs = on_gpu and self._dtype != "float32" and bool(options.get("graphs", True))
         self._graphs: dict[int, _Graph] | None = None
+        with self._on_device():
+            self._load(benchmark, graphs=graphs)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[object]:
+        """Kernels of our own and cuBLASLt go to the thread's current GPU, whatever tensors they are given."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+
+    def _load(self, benchmark: Benchmark, *, graphs: bool) -> None:
         weights = bert.random_weights(benchmark.config) if self.labels else bert.read_weights(benchmark.model_dir)
         self._model = bert.Bert(
             benchmark.config,
@@ -147,13 +149,15 @@ class BertBackend:
             if size in self._graphs:
                 self._check(samples[0].input_ids, len(samples[0].input_ids))
                 # Only here, where nothing else is under way: a graph has one set of buffers.
-                yield self._graphs[size](samples[0])
+                with self._on_device():
+                    answer = self._graphs[size](samples[0])
+                yield answer
                 return
         waiting: _Pending | None = None
         done = 0
         while done < len(samples):
             # Asked anew each time: running out of memory lowers the budget.
-            chunk = next(chunks(samples[done:], self._tokens))
+            chunk = next(workers.chunks(samples[done:], self._tokens))
             done += len(chunk)
             started = self._start(chunk)
             if waiting is not None:
@@ -175,7 +179,7 @@ class BertBackend:
     def _start(self, chunk: Sequence[Features]) -> "_Pending":
         """Compute a chunk without waiting for it; in halves where it does not fit into the device's memory."""
         try:
-            with torch.inference_mode():
+            with self._on_device(), torch.inference_mode():
                 return self._compute(chunk)
         except torch.OutOfMemoryError as error:
             tokens = sum(len(sample.input_ids) for sample in chunk)
@@ -270,7 +274,8 @@ class _Graph:
         self._answer = torch.empty(size, 2, dtype=torch.float32, pin_memory=True)
         self._replayed = torch.cuda.Event()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # The stream that torch would take itself is the first graph's, on whatever GPU that was.
+        with torch.cuda.graph(self._graph, stream=side):
             self._given.copy_(self._host, non_blocking=True)
             self._answer.copy_(model(packed).float(), non_blocking=True)
 
@@ -287,18 +292,6 @@ class _Graph:
         return answer
 
 
-def chunks(samples: Sequence[Features], tokens: int) -> Iterator[Sequence[Features]]:
-    """Neighbouring samples of together at most `tokens`, at least one."""
-    first, count = 0, 0
-    for at, sample in enumerate(samples):
-        if count and count + len(sample.input_ids) > tokens:
-            yield samples[first:at]
-            first, count = at, 0
-        count += len(sample.input_ids)
-    if count:
-        yield samples[first:]
-
-
 def open(benchmark: Benchmark, options: Options) -> Backend:  # noqa: A001 - every backend's door has this name
     """The benchmark's model, loaded.
 
@@ -311,22 +304,7 @@ def open(benchmark: Benchmark, options: Options) -> Backend:  # noqa: A001 - eve
 
         return gptj.open(benchmark, options)
     check_options(options)
-    workers = int(options.get("workers", torch.cuda.device_count() if _all_gpus(options) else 1))
-    if workers > 1:
-        from fleet.harness.models import workers as pool
-
-        rest: dict[str, Any] = {key: value for key, value in options.items() if key != "workers"}
-        make = partial(BertBackend, benchmark)
-        return pool.Workers(make, _devices(rest, workers), batch_size=int(options.get("batch_size", 10_833)))
-    return BertBackend(benchmark, options)
-
-
-def _all_gpus(options: Options) -> bool:
-    return options.get("device") in {None, "cuda"} and torch.cuda.device_count() > 1
-
-
-def _devices(options: Options, workers: int) -> list[Options]:
-    """The options of each worker: a GPU each, or the one device that was asked for."""
-    if device_of(options) == torch.device("cuda"):
-        return [{**options, "device": f"cuda:{number}"} for number in range(workers)]
-    return [dict(options) for _ in range(workers)]
+    each = workers.each(options)
+    if len(each) > 1:
+        return workers.Workers(partial(BertBackend, benchmark), each, tokens=2 * CUDA_TOKENS)
+    return BertBackend(benchmark, each[0])

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import numpy.typing as npt
 import torch
 
 from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Generation, Options, generation_of
+from fleet.harness.models import workers
 from fleet.harness.models.beam_search import Batch, Cache
 from fleet.harness.models.gptj_layers import DTYPES, SEED, Checkpoint, Drawn, GptJ
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-OPTIONS = {"attn_implementation", "batch_size", "beams", "device", "dtype", "layers", "threads", "weights"}
+OPTIONS = {"attn_implementation", "batch_size", "beams", "device", "dtype", "layers", "threads", "weights", "workers"}
 ATTENTION = ("sdpa", "matmul")
 """On an H200 matmul gave 23.8 samples/s and sdpa 14.7 (GPT-J-6B, beam 4, prompts of 863 tokens): the mask hinders it."""
 WORKSPACE_BYTES = 6 * 2**30
@@ -63,7 +65,7 @@ def settings(benchmark: Benchmark, options: Options) -> Settings:
     if "layers" in options and weights is None:
         raise ValueError("option layers goes with `weights: random` only: a checkpoint has the layers it has")
     generation, labels = generation_of(benchmark, options)
-    device = torch.device(str(options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = workers.device_of(options)
     batch_size = int(options.get("batch_size", 64 if device.type == "cpu" else 256))
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: a whole number from 1 on")
@@ -366,6 +368,14 @@ def open(benchmark: Benchmark, options: Options) -> Backend:  # noqa: A001 - eve
     Raises ValueError for unknown options, a benchmark that generates nothing, and weights that are missing, truncated
     or another model's.
     """
+    settings(benchmark, options)  # before processes are started
+    each = workers.each(options)
+    make = partial(_opened, benchmark)
+    return workers.Workers(make, each, tokens=None) if len(each) > 1 else make(each[0])
+
+
+def _opened(benchmark: Benchmark, options: Options) -> Backend:
+    """One model on one device."""
     chosen = settings(benchmark, options)
     layers = options.get("layers")
     kind: Callable[[Benchmark, Settings, int | None], Backend]
