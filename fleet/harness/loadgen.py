@@ -1,5 +1,6 @@
 """The only door to mlperf_loadgen: one test per process, one FromConfig, a fresh folder, no stray audit.config."""
 
+import ctypes
 import gc
 import importlib.metadata
 import re
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import mlperf_loadgen as lg
-import numpy as np
 
 from fleet.harness.contract import Mode, RunSpec, Scenario
 
@@ -26,41 +26,40 @@ def version() -> str:
     return importlib.metadata.version("mlcommons-loadgen")
 
 
-def complete(identifiers: Sequence[int], data: Sequence[bytes], tokens: Sequence[int] | None = None) -> None:
+def complete(
+    identifiers: Sequence[int], names: Sequence[int], data: Mapping[int, bytes], tokens: Sequence[int] | None = None
+) -> None:
     """Hand responses to LoadGen, by its response ids; it has copied what it wants when this returns.
 
-    `tokens` is how many tokens each holds, for benchmarks that generate. In bulk, since Python's cost per sample is
-    what the harness adds to every measurement.
+    `names` says which of `data` each has, since many may share one. `tokens` is how many tokens each holds, for
+    benchmarks that generate. In bulk, since Python's cost per sample is what the harness adds to every measurement.
     """
-    _hand_over(lg.QuerySamplesComplete, identifiers, data, tokens)
+    _hand_over(lg.QuerySamplesComplete, identifiers, names, data, tokens)
 
 
-def complete_shared(identifiers: Sequence[int], names: Sequence[int], data: Mapping[int, bytes]) -> None:
-    """Like `complete`, where many samples share a response: `names` says which of `data` each has."""
-    places = {name: (_address(held), len(held)) for name, held in data.items()}
-    lg.QuerySamplesComplete(
-        [lg.QuerySampleResponse(identifier, *places[name]) for identifier, name in zip(identifiers, names, strict=True)]
-    )
-
-
-def first_tokens(identifiers: Sequence[int], data: Sequence[bytes]) -> None:
+def first_tokens(identifiers: Sequence[int], names: Sequence[int], data: Mapping[int, bytes]) -> None:
     """Tell LoadGen that the first token of each response is there; it takes the time."""
-    _hand_over(lg.FirstTokenComplete, identifiers, data, [1] * len(data))
+    _hand_over(lg.FirstTokenComplete, identifiers, names, data, [1] * len(names))
 
 
 def _hand_over(
-    to: Callable[[list[Any]], None], identifiers: Sequence[int], data: Sequence[bytes], tokens: Sequence[int] | None
+    to: Callable[[list[Any]], None],
+    identifiers: Sequence[int],
+    names: Sequence[int],
+    data: Mapping[int, bytes],
+    tokens: Sequence[int] | None,
 ) -> None:
     # LoadGen takes addresses, so the bytes must be alive until it returns.
-    held = b"".join(data)
-    sizes = list(map(len, data))
-    addresses = list(accumulate(sizes[:-1], initial=_address(held)))
+    held = b"".join(data.values())
+    sizes = {name: len(part) for name, part in data.items()}
+    addresses = dict(zip(data, accumulate(sizes.values(), initial=_address(held)), strict=False))
     more = () if tokens is None else (tokens,)
-    to(list(map(lg.QuerySampleResponse, identifiers, addresses, sizes, *more)))
+    each = map(addresses.__getitem__, names), map(sizes.__getitem__, names)
+    to(list(map(lg.QuerySampleResponse, identifiers, *each, *more)))
 
 
 def _address(held: bytes) -> int:
-    return np.frombuffer(held, dtype=np.uint8).ctypes.data if held else 0
+    return ctypes.cast(ctypes.c_char_p(held), ctypes.c_void_p).value or 0
 
 
 def execute(
@@ -96,10 +95,8 @@ def execute(
     log.log_output = output
     log.enable_trace = False
 
-    def issue_queries(samples: list[Any]) -> None:
-        issue([sample.id for sample in samples], [sample.index for sample in samples])
-
-    sut = lg.ConstructSUT(issue_queries, flush)
+    # The fast door hands over two lists of numbers; the usual one an object per sample, two calls to read each.
+    sut = lg.ConstructFastSUT(issue, flush)
     qsl = lg.ConstructQSL(spec.sample_count, spec.performance_sample_count, load, unload)
     # What is here stays: a collection in the middle of a query would be measured as the system's.
     gc.collect()
@@ -112,7 +109,7 @@ def execute(
     finally:
         gc.enable()
         lg.DestroyQSL(qsl)
-        lg.DestroySUT(sut)
+        lg.DestroyFastSUT(sut)
 
 
 def given(text: str, scenario: Scenario) -> set[str]:

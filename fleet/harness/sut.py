@@ -16,8 +16,6 @@ from fleet.harness.interfaces import Backend, Benchmark, Output, StreamingBacken
 from fleet.harness.qsl import Samples
 from fleet.harness.tuning import batches
 
-SHARED = 4
-"""So many samples on average must share a response for its address to be worth asking for."""
 FIRST = 8
 """Bytes of a response that are said to be its first token: enough for one id."""
 AT_ONCE = 1024
@@ -92,7 +90,7 @@ class SystemUnderTest:
             identifier, index = sample
 
             def first(token: Output, identifier: int = identifier) -> None:
-                loadgen.first_tokens([identifier], [response(token)])
+                loadgen.first_tokens([identifier], [0], {0: response(token)})
 
             data, count = b"", 0
             try:
@@ -102,7 +100,7 @@ class SystemUnderTest:
                 data, count = response(output), len(output)
             except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answer
                 self.error = self.error or error
-            loadgen.complete([identifier], [data], [count])
+            loadgen.complete([identifier], [0], {0: data}, [count])
             self.done += 1
 
     def _answer(self, identifiers: list[int], indices: list[int]) -> None:
@@ -113,31 +111,27 @@ class SystemUnderTest:
                 these = identifiers[answered : answered + len(group)]
                 if len(these) < len(group):
                     raise ValueError(f"the backend gave more than {len(identifiers)} outputs")
+                # An output that several samples share is made into bytes once.
+                names = list(map(id, group))
+                distinct = dict(zip(names, group, strict=True))
+                data = dict(zip(distinct, map(self._benchmark.response, distinct.values()), strict=True))
                 # From here on none of these is answered by the exception's way: LoadGen takes one answer a sample.
-                data = self._responses(group)
                 answered += len(group)
-                self._complete(these, data, group)
+                self._complete(these, names, data, group)
         except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answers
             self.error = self.error or error
         if left := identifiers[answered:]:
             self.error = self.error or ValueError(f"the backend left {len(left)} samples without an output")
-            loadgen.complete(left, [b""] * len(left))
+            loadgen.complete(left, [0] * len(left), {0: b""})
             self.done += len(left)
 
-    def _responses(self, outputs: Sequence[Output]) -> dict[int, bytes]:
-        """By an output's identity its bytes: of one that several samples share, made once."""
-        distinct = dict(zip(map(id, outputs), outputs, strict=True))
-        return {name: self._benchmark.response(output) for name, output in distinct.items()}
-
-    def _complete(self, identifiers: list[int], data: dict[int, bytes], outputs: Sequence[Output]) -> None:
-        names = list(map(id, outputs))
+    def _complete(
+        self, identifiers: list[int], names: list[int], data: dict[int, bytes], outputs: Sequence[Output]
+    ) -> None:
+        tokens = None
         if self._generates:
-            each = [data[name] for name in names]
             # Nothing was streamed, so the first token came with the last; some LoadGen models want it said.
-            loadgen.first_tokens(identifiers, [held[:FIRST] for held in each])
-            loadgen.complete(identifiers, each, list(map(len, outputs)))
-        elif len(data) < len(names) / SHARED:
-            loadgen.complete_shared(identifiers, names, data)
-        else:
-            loadgen.complete(identifiers, [data[name] for name in names])
+            loadgen.first_tokens(identifiers, names, {name: held[:FIRST] for name, held in data.items()})
+            tokens = list(map(len, outputs))
+        loadgen.complete(identifiers, names, data, tokens)
         self.done += len(identifiers)

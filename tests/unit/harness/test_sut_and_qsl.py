@@ -1,5 +1,6 @@
 """The query sample library and the system under test, without LoadGen."""
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,14 +71,12 @@ def completed(monkeypatch: pytest.MonkeyPatch) -> list[Response]:
     """What would have gone to LoadGen."""
     found: list[Response] = []
 
-    def complete(identifiers: Sequence[int], data: Sequence[bytes], tokens: Sequence[int] | None = None) -> None:
-        found.extend(zip(identifiers, data, tokens or [0] * len(data), strict=True))
-
-    def complete_shared(identifiers: Sequence[int], names: Sequence[int], data: dict[int, bytes]) -> None:
-        complete(identifiers, [data[name] for name in names])
+    def complete(
+        identifiers: Sequence[int], names: Sequence[int], data: dict[int, bytes], tokens: Sequence[int] | None = None
+    ) -> None:
+        found.extend(zip(identifiers, map(data.__getitem__, names), tokens or [0] * len(names), strict=True))
 
     monkeypatch.setattr(loadgen, "complete", complete)
-    monkeypatch.setattr(loadgen, "complete_shared", complete_shared)
     return found
 
 
@@ -106,6 +105,36 @@ def test_every_sample_is_answered_once_with_its_own_answer(completed: list[Respo
     assert sut.done == 30
     assert max(map(len, backend.batches)) == 4
     assert [length for batch in backend.batches for length in batch] == sorted(index % 7 + 1 for index in range(30))
+
+
+def test_samples_that_share_an_output_each_get_its_bytes(completed: list[Response]) -> None:
+    class Counting(Lengths):
+        made = 0
+
+        def response(self, output: Any) -> bytes:
+            self.made += 1
+            return super().response(output)
+
+    benchmark = Counting()
+    backend = null.open(benchmark, {"latency_ms": 0})
+    sut = SystemUnderTest(benchmark, backend, loaded(benchmark), Scenario.OFFLINE)
+    sut.issue([1000 + index for index in range(32)], list(range(32)))
+    sut.close()
+    assert sorted(completed) == [(1000 + index, bytes([index % 7 + 1]), 0) for index in range(32)]
+    assert benchmark.made == 7
+
+
+@pytest.mark.parametrize("tokens", [None, [7, 8, 9, 10]])
+def test_loadgen_is_shown_the_bytes_of_each_response(monkeypatch: pytest.MonkeyPatch, tokens: list[int] | None) -> None:
+    seen: list[tuple[int, bytes, int]] = []
+
+    def take(responses: list[Any]) -> None:
+        seen.extend((one.id, ctypes.string_at(one.data, one.size), one.n_tokens) for one in responses)
+
+    monkeypatch.setattr("mlperf_loadgen.QuerySamplesComplete", take)
+    loadgen.complete([11, 12, 13, 14], [5, 6, 5, 7], {5: b"ab\0c", 6: b"", 7: b"d"}, tokens)
+    counts = tokens or [0] * 4
+    assert seen == list(zip([11, 12, 13, 14], [b"ab\0c", b"", b"ab\0c", b"d"], counts, strict=True))
 
 
 def test_server_queries_are_batched_while_the_backend_works(completed: list[Response]) -> None:
@@ -197,7 +226,9 @@ def test_a_streaming_backend_is_asked_side_by_side_and_says_its_first_tokens(
     completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     firsts: list[tuple[int, bytes]] = []
-    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, data: firsts.extend(zip(ids, data, strict=True)))
+    monkeypatch.setattr(
+        loadgen, "first_tokens", lambda ids, _, data: firsts.extend(zip(ids, data.values(), strict=True))
+    )
     sut = SystemUnderTest(Tokens(), Served(), loaded(Tokens()), Scenario.OFFLINE)
     sut.issue([100 + index for index in range(8)], list(range(8)))
     sut.close()
