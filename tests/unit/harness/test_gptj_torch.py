@@ -33,7 +33,7 @@ class Folder:
         self.config = json.loads((model_dir / "config.json").read_text()) | config
 
     def __getattr__(self, name: str) -> Any:
-        raise NotImplementedError(name)
+        raise AttributeError(name)
 
 
 def ending_often(model: Any) -> Any:
@@ -234,6 +234,17 @@ def test_out_of_memory_with_one_sample_is_an_answer(
     backend = opened(Folder(reference[0], replace(WANTED, beams=4)), batch_size=8)
     with pytest.raises(ValueError, match="out of GPU memory with one prompt of 49 tokens and 4 beams; take a GPU with"):
         list(backend.predict(prompts(*LENGTHS)))
+
+
+def test_several_workers_give_the_same_tokens(reference: tuple[Path, Any]) -> None:
+    folder, model = reference
+    given = prompts(*LENGTHS)
+    backend = opened(Folder(folder), batch_size=4, workers=2)
+    try:
+        assert backend.versions()["workers"] == "2"
+        assert [list(tokens) for tokens in backend.predict(given)] == [expected(model, each, WANTED) for each in given]
+    finally:
+        backend.close()
 
 
 def test_transformers_batches_are_halved_too(llama: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
