@@ -24,6 +24,8 @@ class Readiness:
     """Benchmarks this host cannot run, and why."""
     batches: dict[str, int] = field(default_factory=dict)
     """Benchmarks that run here only in batches of so many samples, for want of memory."""
+    expected_s: dict[str, float] = field(default_factory=dict)
+    """Benchmark to the wall seconds that all its units will take here; a slow machine's, until tuning knows better."""
     warnings: tuple[str, ...] = ()
 
 

@@ -123,9 +123,14 @@ def _test(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -
     samples = Samples(benchmark)
     sut = SystemUnderTest(benchmark, backend, samples, spec.scenario)
     ended = threading.Event()
-    threading.Thread(target=_watch, args=(sut, folder, ended), daemon=True).start()
+
+    def begins(goal: loadgen.Goal) -> None:
+        threading.Thread(target=_watch, args=(sut, folder, ended, goal), daemon=True).start()
+
     try:
-        return loadgen.execute(spec, folder, issue=sut.issue, flush=sut.flush, load=samples.load, unload=samples.unload)
+        return loadgen.execute(
+            spec, folder, issue=sut.issue, flush=sut.flush, load=samples.load, unload=samples.unload, begins=begins
+        )
     finally:
         ended.set()
         try:
@@ -175,13 +180,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event) -> None:
+def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event, goal: loadgen.Goal) -> None:
     """Say how far it is; end a test whose backend has failed and which LoadGen would go on with to its full length."""
     path = folder / "progress"
     partial = folder / "progress.partial"
     failed_at: float | None = None
+    began = time.monotonic()
     while not ended.wait(0.5):
-        partial.write_text(json.dumps(sut.done), encoding="ascii")
+        done = sut.done
+        told = {"samples_done": done, "left_s": goal.left_s(done, time.monotonic() - began)}
+        partial.write_text(json.dumps(told), encoding="ascii")
         partial.replace(path)
         if sut.error is None:
             continue
