@@ -54,7 +54,7 @@ class Launcher:
         queues: dict[str, list[RunSpec]] = {}
         for spec in wanted:
             host = found.get(spec.host)
-            record = UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING)
+            record = handoff.pending(spec)
             if host is None:
                 record = replace(record, state=UnitState.NOT_READY, cause="never provisioned: fleet provision")
             elif host.state is not HostState.READY:
@@ -91,6 +91,6 @@ class Launcher:
                 continue
             state = UnitState.UNREACHABLE if outcome.state is HostState.UNREACHABLE else UnitState.FAILED
             for spec in specs:
-                self.note(UnitRecord(unit=spec.unit, host=name, state=state, cause=outcome.cause))
+                self.note(replace(handoff.pending(spec), state=state, cause=outcome.cause))
             self.watch.host(name, outcome.cause, ended=True)
         return started

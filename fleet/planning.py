@@ -9,7 +9,7 @@ from fleet import campaign as campaigns
 from fleet import handoff
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Plan, Readiness
-from fleet.harness.contract import Mode, RunSpec, Scenario
+from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, Mode, RunSpec, Scenario
 from fleet.inventory import files
 from fleet.inventory.hosts import Host
 from fleet.mlperf import expected, rules
@@ -73,7 +73,7 @@ class Planner:
             round=self._campaign.round,
             loadgen_version=round_.loadgen,
             quick=self._quick,
-            labels=rule.labels,
+            labels=_labels(rule, benchmark),
             latency_limit_ms=settings.get("target_latency", rule.server_latency_ms)
             if scenario is Scenario.SERVER
             else None,
@@ -128,6 +128,13 @@ class Planner:
     def _few(self, rule: BenchmarkRule, samples: int) -> int:
         few = max(QUICK_LEAST, int(rule.samples * QUICK_SET_S / rule.run_seconds))
         return min(samples, few) if self._quick else samples
+
+
+def _labels(rule: BenchmarkRule, benchmark: BenchmarkEntry) -> tuple[str, ...]:
+    """What is known beforehand, so that a unit which fails says it too."""
+    random = [RANDOM_WEIGHTS] if benchmark.backend_options.get("weights") == "random" else []
+    simulated = [SIMULATED] if benchmark.backend == "null" else []
+    return (*rule.labels, *random, *simulated)
 
 
 def _options(benchmark: BenchmarkEntry, ready: Readiness | None) -> dict[str, str | int | float | bool]:

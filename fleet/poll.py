@@ -263,7 +263,7 @@ def _tell(watch: Watch, item: Polled, known: dict[str, UnitRecord]) -> None:
         if status is not None and status.state is UnitState.RUNNING:
             spent = _age(status)
             fraction = min(0.99, spent / status.expected_s) if status.expected_s > 0 else None
-            short = unit.removeprefix(item.host.name + ".")
+            short = unit.removeprefix(item.host.name + ".") + known[unit].remark
             left = sum(_left(known[other].status) for other in item.units)
             text = f"{short} ({number}/{len(item.units)}), {status.samples_done} samples, {spent:.0f} s"
             if left >= MINUTE:

@@ -39,8 +39,8 @@ def hosts_code(items: Iterable[Any]) -> ExitCode:
 
 
 def units(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for unit records."""
-    return ["unit", "state", "cause"], [[item.unit, str(item.state), item.cause] for item in items]
+    """Columns and rows for unit records, their labels behind their names."""
+    return ["unit", "state", "cause"], [[item.unit + item.remark, str(item.state), item.cause] for item in items]
 
 
 def units_title(items: Sequence[Any]) -> str:

@@ -106,6 +106,24 @@ def test_a_quick_run_takes_as_much_of_a_set_as_a_slow_machine_answers_in_minutes
     assert counts == {"tiny-bert": 10833, "bert-99": 180, "gptj-99": 100}
 
 
+@pytest.mark.parametrize(
+    ("more", "labels"),
+    [
+        ("", ("demo model",)),
+        (", backend_options: {weights: random}", ("demo model", "random weights")),
+        (', backend: "null"', ("demo model", "simulated")),
+    ],
+)
+def test_labels_that_the_campaign_brings_about_are_there_before_anything_ran(
+    tmp_path: Path, more: str, labels: tuple[str, ...]
+) -> None:
+    made = scene(tmp_path, ONE_UNIT.replace("[performance]", f"[performance]{more}"))
+    assert plan(made).units[0].labels == labels
+    plays = FakePlays({"h01": HostOutcome(host="h01", state=HostState.FAILED, cause="no room")})
+    assert go(made, plays)[UNIT].labels == labels
+    assert made.session.read(made.session.run / "units" / f"{UNIT}.json", handoff.UnitRecord).labels == labels
+
+
 def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path)
     units = [spec.unit for spec in plan(made).units]
@@ -126,7 +144,7 @@ def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> Non
     assert connection.closed == 1
     assert f"cd /home/me/.mlperf-fleet/runs/{made.session.token} && " in connection.commands[0]
     assert ("h01", "3 of 4 units done: out of memory") in watch.lines
-    assert any("tiny-bert.SingleStream.performance (2/4)" in text for _, text in watch.lines)
+    assert any("tiny-bert.SingleStream.performance (demo model) (2/4)" in text for _, text in watch.lines)
 
 
 def test_ended_units_are_handed_to_the_bringer_of_the_plan_just_written(tmp_path: Path, connect: Connect) -> None:

@@ -1,8 +1,8 @@
 """Rows that people read, from what stages found."""
 
 from fleet.cli import tables
-from fleet.handoff import Readiness
-from fleet.terms import HostState
+from fleet.handoff import Readiness, UnitRecord
+from fleet.terms import HostState, UnitState
 
 HOURS = 3600.0
 
@@ -28,3 +28,10 @@ def test_each_benchmark_has_an_answer_per_host() -> None:
             ["small", "bert-99", "cannot: 2 GiB free", "-"],
         ],
     )
+
+
+def test_labels_stand_behind_a_units_name_whatever_became_of_it() -> None:
+    failed = UnitRecord(
+        unit="a.bert-99.Offline.performance", host="a", state=UnitState.FAILED, cause="x", labels=("random weights",)
+    )
+    assert tables.units([failed])[1] == [["a.bert-99.Offline.performance (random weights)", "failed", "x"]]
