@@ -48,7 +48,7 @@ def _say_why(folder: Path, error: BaseException) -> None:
 
 def run(spec: RunSpec, folder: Path) -> int:
     """Execute `spec` in `folder` and write what the manifest promises."""
-    started = time.time()
+    started, began = time.time(), time.monotonic()
     work = Path(spec.work_dir).expanduser()
     module = importlib.import_module(f"fleet.harness.benchmarks.{spec.module}")
     benchmark: Benchmark = module.open(spec.benchmark, work / "assets" / spec.benchmark)
@@ -60,7 +60,7 @@ def run(spec: RunSpec, folder: Path) -> int:
     backend: Backend = importlib.import_module(f"fleet.harness.backends.{spec.backend}").open(
         benchmark, spec.backend_options
     )
-    measured = _targets(spec, folder, benchmark, backend)
+    measured = _targets(spec, folder, benchmark, backend, began)
     seconds = 0.0
     accuracy: dict[str, float] = {}
     if not spec.tune_only:
@@ -95,8 +95,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _targets(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -> dict[str, float]:
-    """What user.conf must say beyond the campaign: from a run that was too short, or from probes."""
+def _targets(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend, began: float) -> dict[str, float]:
+    """What user.conf must say beyond the campaign: from a run that was too short, or from probes.
+
+    `began` is when the unit did, by time.monotonic(): the time that loading took is not there for probes.
+    """
     with contextlib.suppress(FileNotFoundError):
         told: dict[str, float] = json.loads((folder / "repeat.json").read_text(encoding="utf-8"))["measured"]
         return told
@@ -113,6 +116,7 @@ def _targets(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend
         seconds=PROBE_SECONDS[spec.quick],
         limit_ms=spec.latency_limit_ms if spec.mode is Mode.PERFORMANCE else None,
         start=spec.start.get(key),
+        budget_s=max(tuning.LEAST_S, tuning.BUDGET_S - (time.monotonic() - began)),
     )
     contract.write_json(folder / "tuning.json", found.to_json())
     return found.values
