@@ -209,7 +209,7 @@ class Bert:
         """
         if not 0 < sample_count <= self.sample_count:
             raise ValueError(f"sample count {sample_count} is not between 1 and {self.sample_count}")
-        examples = json.loads((self._assets / _EXAMPLES).read_text("utf-8"))
+        examples = self._examples()
         ends = np.bincount(self._questions, minlength=len(examples["questions"])).cumsum()
         scored = int(np.searchsorted(ends, sample_count, side="right"))
         if scored == 0:
@@ -230,6 +230,14 @@ class Bert:
             tokens = [examples["tokens"][token] for token in self._input_ids[first : last + 1]]
             predictions.append(squad.answer_text(tokens, words))
         return squad.scores(predictions, [question["answers"] for question in examples["questions"][:scored]])
+
+    def _examples(self) -> dict[str, Any]:
+        path = self._assets / _EXAMPLES
+        try:
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: dataset is missing or broken, run `fleet provision`: {error}") from error
+        return found
 
     def _answers(self, accuracy_log: Path, sample_count: int) -> list[tuple[int, int, float]]:
         """For each of the first `sample_count` samples the first and last of all T tokens, and the score."""
