@@ -20,10 +20,11 @@ $(VENV)/.base: requirements/controller.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base requirements/dev.txt requirements/harness.txt requirements/backend-pytorch.txt
+$(VENV)/.dev: $(VENV)/.base requirements/dev.txt requirements/harness.txt requirements/backend-pytorch.txt requirements/checkpoint.txt
 	@echo "installing what the tests need"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt \
 		-r requirements/harness.txt -r requirements/backend-pytorch.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/checkpoint.txt
 	touch $@
 
 .PHONY: setup

@@ -24,6 +24,8 @@ class Readiness:
     """Benchmarks this host cannot run, and why."""
     batches: dict[str, int] = field(default_factory=dict)
     """Benchmarks that run here only in batches of so many samples, for want of memory."""
+    expected_s: dict[str, float] = field(default_factory=dict)
+    """Benchmark to the wall seconds that all its units will take here; a slow machine's, until tuning knows better."""
     warnings: tuple[str, ...] = ()
 
 
@@ -54,7 +56,14 @@ class UnitRecord:
     cause: str = ""
     status: UnitStatus | None = None
     """The host's own word, once it has said one."""
+    labels: tuple[str, ...] = ()
+    """What a reader must know of the unit whatever becomes of it: `demo model`, `random weights`."""
     schema: int = 1
+
+    @property
+    def remark(self) -> str:
+        """The labels, to be put behind the unit's name."""
+        return f" ({', '.join(self.labels)})" if self.labels else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,11 @@ class TunedFile:
     causes: dict[str, str] = field(default_factory=dict)
     """Tuning units that came to nothing, and why."""
     schema: int = 1
+
+
+def pending(spec: RunSpec) -> UnitRecord:
+    """What is known of a unit before anybody has done anything about it."""
+    return UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING, labels=spec.labels)
 
 
 def same_run(one: RunSpec, other: RunSpec) -> bool:

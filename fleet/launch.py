@@ -12,7 +12,7 @@ from fleet.inventory import files, reach, ssh_config
 from fleet.plays import PlayRequest, Plays
 from fleet.session import Session
 from fleet.terms import HostState
-from fleet.watch import Watch
+from fleet.watch import Watch, duration
 
 Bring = Callable[[reach.Connection, str, UnitRecord], object]
 """What is done about an ended unit while the connection to its host is open: connection, work folder, record."""
@@ -54,7 +54,7 @@ class Launcher:
         queues: dict[str, list[RunSpec]] = {}
         for spec in wanted:
             host = found.get(spec.host)
-            record = UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING)
+            record = handoff.pending(spec)
             if host is None:
                 record = replace(record, state=UnitState.NOT_READY, cause="never provisioned: fleet provision")
             elif host.state is not HostState.READY:
@@ -71,7 +71,7 @@ class Launcher:
         for name, specs in queues.items():
             self.session.write(folder / f"{name}.json", {"session": self.token, "specs": specs})
             minutes = sum(spec.expected_s for spec in specs) / 60
-            self.watch.host(name, f"starting {len(specs)} units, about {poll.duration(minutes)}")
+            self.watch.host(name, f"starting {len(specs)} units, about {duration(minutes)}")
         request = PlayRequest(
             playbook="run",
             inventory=self.session.inventory / "hosts.yml",
@@ -91,6 +91,6 @@ class Launcher:
                 continue
             state = UnitState.UNREACHABLE if outcome.state is HostState.UNREACHABLE else UnitState.FAILED
             for spec in specs:
-                self.note(UnitRecord(unit=spec.unit, host=name, state=state, cause=outcome.cause))
+                self.note(replace(handoff.pending(spec), state=state, cause=outcome.cause))
             self.watch.host(name, outcome.cause, ended=True)
         return started

@@ -1,21 +1,23 @@
 """What is to be done: every host by benchmark by scenario by mode, as specs that the harness understands."""
 
+import functools
 import itertools
-from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from fleet import campaign as campaigns
 from fleet import handoff
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Plan, Readiness
-from fleet.harness.contract import Mode, RunSpec, Scenario
+from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, Mode, RunSpec, Scenario
 from fleet.inventory import files
 from fleet.inventory.hosts import Host
-from fleet.mlperf import rules
+from fleet.mlperf import expected, rules
+from fleet.mlperf.rules import BenchmarkRule
 from fleet.session import Session
 
-QUICK_ACCURACY_SAMPLES = 10833
-"""--quick still evaluates the whole set of a benchmark up to this size: an F1 over fewer says little."""
+QUICK_SET_S, QUICK_LEAST = 120.0, 100
+"""--quick takes so many samples of a set as a slow machine answers in so long, and enough for early stopping."""
 TUNING_S = 180.0
 """The most that a scenario's tuning may take."""
 LOADING_S = 120.0
@@ -40,24 +42,20 @@ class Planner:
     """Makes specs from the campaign and from what earlier stages found out about each host."""
 
     def __init__(self, session: Session, campaign: Campaign, *, quick: bool) -> None:
+        self._session = session
         self._campaign = campaign
         self._quick = quick
         self._token = session.token
-        self._ready = {item.host: item for item in handoff.readiness(session)}
         self._tuned = handoff.tuned(session)
         self._kinds = handoff.system_kinds(session)
 
     def spec(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario, mode: Mode) -> RunSpec:
         """One unit."""
         rule, round_ = rules.load_benchmark(benchmark.name), rules.load_round(self._campaign.round)
-        given = campaigns.user_conf(self._campaign.hosts[host.entry], benchmark, scenario)
-        settings = {**self._own_values(host.name, benchmark.name, scenario), **given}
-        if self._quick:
-            settings["min_duration"] = round(self._campaign.run.quick_seconds * 1000)
-        seconds = rule.run_seconds
-        if mode is Mode.PERFORMANCE:
-            # Offline's one query is sized 1.1 times the duration, at a rate 1.2 times the measured one.
-            seconds = 60 + 1.4 * settings.get("min_duration", round_.min_duration_ms) / 1000
+        settings = self._settings(host, benchmark, scenario)
+        seconds = self._seconds(rule, scenario, mode, settings)
+        # A target that promises too much must not cut a unit short.
+        slow = self._seconds(rule, scenario, mode, {key: settings[key] for key in settings if key == "min_duration"})
         ready = self._ready.get(host.name)
         return RunSpec(
             unit=f"{host.name}.{benchmark.name}.{scenario}.{mode}",
@@ -71,15 +69,15 @@ class Planner:
             backend=benchmark.backend,
             backend_options=_options(benchmark, ready),
             user_conf="".join(f"*.{scenario}.{key} = {value}\n" for key, value in sorted(settings.items())),
-            sample_count=self._few(rule.samples),
-            performance_sample_count=self._few(rule.performance_samples),
-            deadline_s=self._deadline(seconds, benchmark.backend),
+            sample_count=self._few(rule, rule.samples),
+            performance_sample_count=self._few(rule, rule.performance_samples),
+            deadline_s=self._deadline(max(seconds, slow), benchmark.backend),
             expected_s=seconds,
             work_dir=(ready.work_dir if ready else "") or self._campaign.work_dir,
             round=self._campaign.round,
             loadgen_version=round_.loadgen,
             quick=self._quick,
-            labels=rule.labels,
+            labels=_labels(rule, benchmark),
             latency_limit_ms=settings.get("target_latency", rule.server_latency_ms)
             if scenario is Scenario.SERVER
             else None,
@@ -109,11 +107,41 @@ class Planner:
                 return dict(values[benchmark][scenario])
         return {}
 
-    def _own_values(self, host: str, benchmark: str, scenario: Scenario) -> Mapping[str, float]:
-        return self._tuned.get(host, {}).get(benchmark, {}).get(scenario, {})
+    def expected_s(self, host: Host, benchmark: BenchmarkEntry) -> float:
+        """Wall seconds of all the units of a benchmark on a host, before any is started."""
+        rule = rules.load_benchmark(benchmark.name)
+        return sum(
+            self._seconds(rule, scenario, mode, self._settings(host, benchmark, scenario))
+            for scenario, mode in itertools.product(benchmark.scenarios, benchmark.modes)
+        )
 
-    def _few(self, samples: int) -> int:
-        return min(samples, QUICK_ACCURACY_SAMPLES) if self._quick else samples
+    @functools.cached_property
+    def _ready(self) -> dict[str, Readiness]:
+        return {item.host: item for item in handoff.readiness(self._session)}
+
+    def _settings(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
+        """LoadGen's settings: what tuning found, under what the campaign gives."""
+        found = self._tuned.get(host.name, {}).get(benchmark.name, {}).get(scenario, {})
+        given = campaigns.user_conf(self._campaign.hosts[host.entry], benchmark, scenario)
+        quick = {"min_duration": round(self._campaign.run.quick_seconds * 1000)} if self._quick else {}
+        return {**found, **given, **quick}
+
+    def _seconds(self, rule: BenchmarkRule, scenario: Scenario, mode: Mode, settings: dict[str, Any]) -> float:
+        duration = settings.get("min_duration", rules.load_round(self._campaign.round).min_duration_ms)
+        return expected.seconds(
+            rule, scenario, mode, settings, min_duration_ms=duration, samples=self._few(rule, rule.samples)
+        )
+
+    def _few(self, rule: BenchmarkRule, samples: int) -> int:
+        few = max(QUICK_LEAST, int(rule.samples * QUICK_SET_S / rule.run_seconds))
+        return min(samples, few) if self._quick else samples
+
+
+def _labels(rule: BenchmarkRule, benchmark: BenchmarkEntry) -> tuple[str, ...]:
+    """What is known beforehand, so that a unit which fails says it too."""
+    random = [RANDOM_WEIGHTS] if benchmark.backend_options.get("weights") == "random" else []
+    simulated = [SIMULATED] if benchmark.backend == "null" else []
+    return (*rule.labels, *random, *simulated)
 
 
 def _options(benchmark: BenchmarkEntry, ready: Readiness | None) -> dict[str, str | int | float | bool]:

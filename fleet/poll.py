@@ -16,7 +16,7 @@ from fleet.handoff import UnitRecord
 from fleet.harness.contract import SupervisorBeat, UnitState, UnitStatus
 from fleet.inventory import reach
 from fleet.inventory.hosts import Host
-from fleet.watch import Watch
+from fleet.watch import Watch, duration
 
 HOSTS_A_SECOND = 16
 """Questions asked a second, at the most; each costs about 3 ms of CPU. Up to so many hosts are asked once a second."""
@@ -263,7 +263,7 @@ def _tell(watch: Watch, item: Polled, known: dict[str, UnitRecord]) -> None:
         if status is not None and status.state is UnitState.RUNNING:
             spent = _age(status)
             fraction = min(0.99, spent / status.expected_s) if status.expected_s > 0 else None
-            short = unit.removeprefix(item.host.name + ".")
+            short = unit.removeprefix(item.host.name + ".") + known[unit].remark
             left = sum(_left(known[other].status) for other in item.units)
             text = f"{short} ({number}/{len(item.units)}), {status.samples_done} samples, {spent:.0f} s"
             if left >= MINUTE:
@@ -283,11 +283,3 @@ def _sum(item: Polled, known: dict[str, UnitRecord]) -> str:
     done = sum(known[unit].state is UnitState.DONE for unit in item.units)
     causes = {known[unit].cause for unit in item.units if known[unit].cause}
     return f"{done} of {len(item.units)} units done" + (f": {min(causes)}" if causes else "")
-
-
-def duration(minutes: float) -> str:
-    """Words for a time: `4 min`, `2.5 h`, `1.3 days`."""
-    if minutes < 90:  # noqa: PLR2004 - from there on hours read better
-        return f"{max(1, round(minutes))} min"
-    hours = minutes / 60
-    return f"{hours:.1f} h" if hours < 36 else f"{hours / 24:.1f} days"  # noqa: PLR2004 - likewise days

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import content, preflight
+from fleet import content, planning, preflight
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import SystemFacts
@@ -54,7 +54,15 @@ def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, p
         ssh_arguments=ssh_config.ssh_arguments(),
     )
     outcomes = plays.run(request, lambda event: _tell(watch, event))
-    found = tuple(_readiness(session, campaign, item, outcomes.get(item.host)) for item in reachable)
+    planner = planning.Planner(session, campaign, quick=False)
+    hosts = {host.name: host for host in files.hosts(session)}
+    found = tuple(
+        replace(
+            _readiness(session, campaign, item, outcomes.get(item.host)),
+            expected_s={entry.name: planner.expected_s(hosts[item.host], entry) for entry in campaign.benchmarks},
+        )
+        for item in reachable
+    )
     for item in found:
         watch.host(item.host, item.cause or "ready", ended=True)
     return found

@@ -47,7 +47,7 @@ def run(
     ]
     # In this order: a controller that dies in between must not take a unit of the old plan for one of the new.
     for spec in wanted:
-        launcher.note(UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING))
+        launcher.note(handoff.pending(spec))
     session.write(session.run / "plan.json", planned)
     launcher.launch(wanted, bringer)
     now = handoff.records(session)

@@ -21,3 +21,11 @@ class Silent:
 
     def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
         """Ignored."""
+
+
+def duration(minutes: float) -> str:
+    """Words for a time: `4 min`, `2.5 h`, `1.3 days`."""
+    if minutes < 90:  # noqa: PLR2004 - from there on hours read better
+        return f"{max(1, round(minutes))} min"
+    hours = minutes / 60
+    return f"{hours:.1f} h" if hours < 36 else f"{hours / 24:.1f} days"  # noqa: PLR2004 - likewise days

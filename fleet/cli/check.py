@@ -16,6 +16,9 @@ from fleet.errors import ExitCode
 def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bool) -> ExitCode:
     """Reach every host and say whether it could run the campaign: login, Python, memory, disk, power.
 
+    For each benchmark it says whether the host runs it, in which batches, or why it cannot, and how long all its units
+    will take: at a slow machine's speed, until the session has tuned the host.
+
     The read-only half of `fleet provision`: nothing is changed on any host.
     """
     session, file = options.for_campaign(base, session_id, campaign_file, new=False)
@@ -26,9 +29,8 @@ def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bo
         output.print_json(found)
     else:
         output.print_hosts(found, *tables.hosts(found), tables.hosts_title(found))
+        output.print_table("What each host can run", *tables.benchmarks(found))
         for item in found:
-            texts = [f"cannot run {name}: {why}" for name, why in item.cannot.items()]
-            texts += [f"runs {name} in batches of {size}, for want of memory" for name, size in item.batches.items()]
-            for text in [*item.warnings, *texts]:
+            for text in item.warnings:
                 output.say(f"{item.host}: {text}")
     return tables.hosts_code(found)

@@ -7,7 +7,6 @@ import click
 from fleet import handoff
 from fleet.cli import options, output, tables
 from fleet.errors import ExitCode
-from fleet.terms import UnitState
 
 
 @click.command()
@@ -17,10 +16,7 @@ def command(session_id: str | None, base: Path, as_json: bool) -> ExitCode:
     """Where each unit of a session stands, as the controller last saw it. Asks no host."""
     session = options.existing(base, session_id)
     known = handoff.records(session)
-    found = [
-        known.get(spec.unit) or handoff.UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING)
-        for spec in handoff.plan(session).units
-    ]
+    found = [known.get(spec.unit) or handoff.pending(spec) for spec in handoff.plan(session).units]
     if as_json:
         output.print_json(found)
     else:

@@ -5,11 +5,26 @@ from typing import Any
 
 from fleet.errors import ExitCode
 from fleet.terms import HostState, Mode, Scenario, UnitState
+from fleet.watch import duration
 
 
 def hosts(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows for anything with host, state and cause."""
     return ["host", "state", "cause"], [[item.host, str(item.state), item.cause] for item in items]
+
+
+def benchmarks(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what preflight found out: one row per host that answered and benchmark."""
+    rows = []
+    for item in items:
+        # A host that nobody could look at has no answer per benchmark.
+        names = item.expected_s if item.state is HostState.READY else item.cannot
+        for name in names:
+            why, batch = item.cannot.get(name), item.batches.get(name)
+            can = f"runs in batches of {batch}, for want of memory" if batch else "runs"
+            expected = "-" if why else f"about {duration(item.expected_s[name] / 60)}"
+            rows.append([item.host, name, f"cannot: {why}" if why else can, expected])
+    return ["host", "benchmark", "answer", "time"], rows
 
 
 def hosts_title(items: Sequence[Any]) -> str:
@@ -24,8 +39,8 @@ def hosts_code(items: Iterable[Any]) -> ExitCode:
 
 
 def units(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for unit records."""
-    return ["unit", "state", "cause"], [[item.unit, str(item.state), item.cause] for item in items]
+    """Columns and rows for unit records, their labels behind their names."""
+    return ["unit", "state", "cause"], [[item.unit + item.remark, str(item.state), item.cause] for item in items]
 
 
 def units_title(items: Sequence[Any]) -> str:

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+RANDOM_WEIGHTS = "random weights"
+"""The label of a run without a checkpoint; never submitted."""
+SIMULATED = "simulated"
+"""The label of the null backend, which computes nothing; never submitted."""
 
 
 class Scenario(StrEnum):

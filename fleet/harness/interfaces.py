@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from fleet.harness import contract
+
 Output = npt.NDArray[Any]
 """Logits float32 [length, 2] (start, end), or the newly generated tokens int64 [count] without prompt and padding."""
 
@@ -132,8 +134,8 @@ class StreamingBackend(Protocol):
 
 
 Options = dict[str, Any]
-RANDOM_WEIGHTS = "random weights"
-"""The label of a run without a checkpoint; never submitted."""
+RANDOM_WEIGHTS = contract.RANDOM_WEIGHTS
+"""The label of a run without a checkpoint."""
 NO_WEIGHTS = {"starting_weights_filename": "none", "weight_transformations": "none, the weights are random"}
 """What measurements.json says of random weights."""
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,22 @@ EMBEDDED_CONF_AND_USER_CONF = 1
 
 MULTI_STREAM_SAMPLES = 8
 """samples_per_query of MultiStream in every round's mlperf.conf."""
+OFFLINE_SLACK = 1.1
+"""Offline's query is so many times larger than target_qps times the duration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """When a test will end: after so many samples, and not before so many seconds."""
+
+    samples: int
+    seconds: float
+
+    def left_s(self, done: int, spent: float) -> float | None:
+        """Seconds still to go after `spent` with `done` samples answered; None before enough are."""
+        if done < max(8, self.samples // 100):
+            return None
+        return max(0.0, self.seconds - spent, spent * (self.samples - done) / done)
 
 
 def version() -> str:
@@ -70,10 +87,12 @@ def execute(
     flush: Callable[[], None],
     load: Callable[[Sequence[int]], None],
     unload: Callable[[Sequence[int]], None],
+    begins: Callable[[Goal], None],
 ) -> float:
     """Run one LoadGen test in `folder`, where user.conf lies; returns wall seconds inside StartTest.
 
-    `issue` is given the response ids and the QSL indices of the samples of a query.
+    `issue` is given the response ids and the QSL indices of the samples of a query; `begins` is told what the test
+    aims at, right before it starts.
 
     Raises ValueError when the wheel is not the round's, or when user.conf is refused.
     """
@@ -102,6 +121,7 @@ def execute(
     gc.collect()
     gc.freeze()
     gc.disable()
+    begins(_goal(settings, spec))
     started = time.monotonic()
     try:
         lg.StartTestWithLogSettings(sut, qsl, settings, log, str(folder / "audit.config"))
@@ -110,6 +130,27 @@ def execute(
         gc.enable()
         lg.DestroyQSL(qsl)
         lg.DestroyFastSUT(sut)
+
+
+def _goal(settings: Any, spec: RunSpec) -> Goal:
+    """Worked out as LoadGen does: whole passes over the set where it issues every sample equally often."""
+    if spec.mode is Mode.ACCURACY:
+        return Goal(spec.sample_count, 0.0)
+    seconds, samples = settings.min_duration_ms / 1000, int(settings.min_query_count)
+    whole = spec.performance_sample_count if settings.sample_concatenate_permutation else 1
+    if spec.scenario is Scenario.OFFLINE:
+        # All of them are sent at once, and the test ends with the last.
+        samples = max(samples, int(OFFLINE_SLACK * seconds * settings.offline_expected_qps))
+        return Goal(-(-samples // whole) * whole, 0.0)
+    if spec.scenario is Scenario.SERVER:
+        samples = max(samples, int(seconds * settings.server_target_qps))
+        return Goal(-(-samples // whole) * whole, seconds)
+    if spec.scenario is Scenario.MULTI_STREAM:
+        return Goal(samples * MULTI_STREAM_SAMPLES, seconds)
+    if whole > 1:
+        samples = max(samples, int(2e9 * seconds / settings.single_stream_expected_latency_ns))
+        samples = (samples // whole + 1) * whole  # one more where it is a whole number already
+    return Goal(samples, seconds)
 
 
 def given(text: str, scenario: Scenario) -> set[str]:

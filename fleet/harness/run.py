@@ -48,7 +48,7 @@ def _say_why(folder: Path, error: BaseException) -> None:
 
 def run(spec: RunSpec, folder: Path) -> int:
     """Execute `spec` in `folder` and write what the manifest promises."""
-    started = time.time()
+    started, began = time.time(), time.monotonic()
     work = Path(spec.work_dir).expanduser()
     module = importlib.import_module(f"fleet.harness.benchmarks.{spec.module}")
     benchmark: Benchmark = module.open(spec.benchmark, work / "assets" / spec.benchmark)
@@ -60,7 +60,7 @@ def run(spec: RunSpec, folder: Path) -> int:
     backend: Backend = importlib.import_module(f"fleet.harness.backends.{spec.backend}").open(
         benchmark, spec.backend_options
     )
-    measured = _targets(spec, folder, benchmark, backend)
+    measured = _targets(spec, folder, benchmark, backend, began)
     seconds = 0.0
     accuracy: dict[str, float] = {}
     if not spec.tune_only:
@@ -95,8 +95,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _targets(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -> dict[str, float]:
-    """What user.conf must say beyond the campaign: from a run that was too short, or from probes."""
+def _targets(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend, began: float) -> dict[str, float]:
+    """What user.conf must say beyond the campaign: from a run that was too short, or from probes.
+
+    `began` is when the unit did, by time.monotonic(): the time that loading took is not there for probes.
+    """
     with contextlib.suppress(FileNotFoundError):
         told: dict[str, float] = json.loads((folder / "repeat.json").read_text(encoding="utf-8"))["measured"]
         return told
@@ -113,6 +116,7 @@ def _targets(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend
         seconds=PROBE_SECONDS[spec.quick],
         limit_ms=spec.latency_limit_ms if spec.mode is Mode.PERFORMANCE else None,
         start=spec.start.get(key),
+        budget_s=max(tuning.LEAST_S, tuning.BUDGET_S - (time.monotonic() - began)),
     )
     contract.write_json(folder / "tuning.json", found.to_json())
     return found.values
@@ -123,9 +127,14 @@ def _test(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -
     samples = Samples(benchmark)
     sut = SystemUnderTest(benchmark, backend, samples, spec.scenario)
     ended = threading.Event()
-    threading.Thread(target=_watch, args=(sut, folder, ended), daemon=True).start()
+
+    def begins(goal: loadgen.Goal) -> None:
+        threading.Thread(target=_watch, args=(sut, folder, ended, goal), daemon=True).start()
+
     try:
-        return loadgen.execute(spec, folder, issue=sut.issue, flush=sut.flush, load=samples.load, unload=samples.unload)
+        return loadgen.execute(
+            spec, folder, issue=sut.issue, flush=sut.flush, load=samples.load, unload=samples.unload, begins=begins
+        )
     finally:
         ended.set()
         try:
@@ -175,13 +184,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event) -> None:
+def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event, goal: loadgen.Goal) -> None:
     """Say how far it is; end a test whose backend has failed and which LoadGen would go on with to its full length."""
     path = folder / "progress"
     partial = folder / "progress.partial"
     failed_at: float | None = None
+    began = time.monotonic()
     while not ended.wait(0.5):
-        partial.write_text(json.dumps(sut.done), encoding="ascii")
+        done = sut.done
+        told = {"samples_done": done, "left_s": goal.left_s(done, time.monotonic() - began)}
+        partial.write_text(json.dumps(told), encoding="ascii")
         partial.replace(path)
         if sut.error is None:
             continue

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fleet.harness.contract import Mode, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
 
 BEAT_SECONDS = 1.0
 FRESH_SECONDS = 30.0
@@ -255,11 +255,12 @@ class Supervisor:
             if state is UnitState.RUNNING:
                 state, cause = UnitState.FAILED, "it was too short twice"
         status = read_status(folder) or UnitStatus(unit=spec.unit, state=state)
-        ended = replace(status, state=state, cause=cause, ended_at=time.time(), samples_done=_progress(folder))
+        ended = replace(status, state=state, cause=cause, ended_at=time.time(), samples_done=_progress(folder)[0])
         write_json(folder / "status.json", ended)
 
     def _attempt(self, folder: Path, spec: RunSpec, lock: int) -> tuple[UnitState, str]:
         """How one process ended; RUNNING when the unit wants another."""
+        (folder / "progress").unlink(missing_ok=True)
         with (folder / "harness.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, _entry(), "run", str(folder)],
@@ -283,8 +284,9 @@ class Supervisor:
         while process.poll() is None:
             self._beat()
             with suppress(OSError):
-                status = replace(status, pid=process.pid, heartbeat_at=time.time(), samples_done=_progress(folder))
-                status = replace(status, expected_s=_expected(status, spec))
+                done, left = _progress(folder)
+                status = replace(status, pid=process.pid, heartbeat_at=time.time(), samples_done=done)
+                status = replace(status, expected_s=_expected(status, left))
                 write_json(folder / "status.json", status)
             if time.monotonic() > deadline:
                 return UnitState.TIMEOUT, f"stopped after its deadline of {spec.deadline_s:.0f} s"
@@ -355,20 +357,20 @@ def _verdict(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[UnitStat
     return UnitState.FAILED, cause or f"harness ended with {code}, see harness.log"
 
 
-def _expected(status: UnitStatus, spec: RunSpec) -> float:
-    """Seconds the unit will take in all: for an accuracy run, once a part is done, by how fast that was."""
-    done, count = status.samples_done, spec.sample_count
+def _expected(status: UnitStatus, left: float | None) -> float:
+    """Seconds the unit will take in all: what it has taken and what it says is `left`, once it can say."""
     spent = (status.heartbeat_at or 0.0) - (status.started_at or 0.0)
-    if spec.mode is not Mode.ACCURACY or done < max(8, count // 100) or spent <= 0:
-        return status.expected_s
-    return max(spent, spent * count / done)
+    return max(0.0, spent) + left if left is not None else status.expected_s
 
 
-def _progress(folder: Path) -> int:
+def _progress(folder: Path) -> tuple[int, float | None]:
+    """Samples done, and seconds left where the unit can tell; as fleet.harness.run writes them."""
     try:
-        return int((folder / "progress").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return 0
+        told = json.loads((folder / "progress").read_text(encoding="ascii"))
+        left = told["left_s"]
+        return int(told["samples_done"]), None if left is None else float(left)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, None
 
 
 def cancel(work: Path, session_name: str) -> bool:

@@ -88,8 +88,10 @@ class SystemUnderTest:
         response = self._benchmark.response
         while (sample := self._arrived.get()) is not None:
             identifier, index = sample
+            begun: list[int] = []
 
-            def first(token: Output, identifier: int = identifier) -> None:
+            def first(token: Output, identifier: int = identifier, begun: list[int] = begun) -> None:
+                begun.append(identifier)
                 loadgen.first_tokens([identifier], [0], {0: response(token)})
 
             data, count = b"", 0
@@ -100,8 +102,14 @@ class SystemUnderTest:
                 data, count = response(output), len(output)
             except BaseException as error:  # noqa: BLE001 - LoadGen would wait for ever for the answer
                 self.error = self.error or error
+            if not begun:
+                self._begin([identifier])
             loadgen.complete([identifier], [0], {0: data}, [count])
             self.done += 1
+
+    def _begin(self, identifiers: list[int]) -> None:
+        """Say a first token that never came: LoadGen crashes in SingleStream when a generated answer ends without."""
+        loadgen.first_tokens(identifiers, [0] * len(identifiers), {0: b""})
 
     def _answer(self, identifiers: list[int], indices: list[int]) -> None:
         """Answer each sample exactly once, in groups as the backend hands outputs out, whatever happens."""
@@ -122,6 +130,8 @@ class SystemUnderTest:
             self.error = self.error or error
         if left := identifiers[answered:]:
             self.error = self.error or ValueError(f"the backend left {len(left)} samples without an output")
+            if self._generates:
+                self._begin(left)
             loadgen.complete(left, [0] * len(left), {0: b""})
             self.done += len(left)
 

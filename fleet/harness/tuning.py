@@ -26,8 +26,8 @@ LATENCY_MARGIN, RATE_MARGIN = 0.7, 1.2
 """On the safe side of what was measured: a run must never be too short."""
 SERVER_MARGIN = 0.85
 """A few hundred queries say less about a 99th percentile than LoadGen's thousands."""
-BUDGET_S = 150.0
-"""A scenario is tuned in at most three minutes, loading and warming up included."""
+BUDGET_S, LEAST_S = 165.0, 20.0
+"""A scenario is tuned in at most three minutes, loading and warming up included; so long at least, whatever loading took."""
 SERVER_QUERIES = 300
 
 
@@ -63,23 +63,26 @@ def tune(
 ) -> Tuning:
     """Warm the backend up and measure for about `seconds` a probe, `budget_s` in all at the most.
 
-    `limit_ms` is Server's latency limit: without one a rate half of what single queries allow is taken. `start` is the
-    rate that an identical system came to.
+    The one sample that warms up is computed whatever it takes; where nothing more fits into the budget, it is the
+    measurement. `limit_ms` is Server's latency limit: without one a rate half of what single queries allow is taken.
+    `start` is the value that an identical system came to.
     """
     began = time.monotonic()
+    end = began + budget_s
     found = Tuning()
     count = min(benchmark.sample_count, SAMPLES)
     step = max(1, benchmark.sample_count // count)
     features = [benchmark.features(index * step) for index in range(count)]
     _exhaust(backend.predict(features[:1]))
+    once = time.monotonic() - began
     key = wanted(scenario)
     if scenario is Scenario.OFFLINE:
-        rate = _rate(backend, features, seconds)
+        rate = _rate(backend, features, seconds, once=once, end=end, foreseen=(start or 0.0) / RATE_MARGIN)
         found.probes.append({"samples_per_second": rate})
         found.values[key] = RATE_MARGIN * rate
     else:
         together = loadgen.MULTI_STREAM_SAMPLES if scenario is Scenario.MULTI_STREAM else 1
-        latency = _latency(backend, features, seconds, together=together)
+        latency = _latency(backend, features, seconds, together=together, once=once, end=end)
         found.probes.append({"latency_ms": latency * 1000})
         if scenario is not Scenario.SERVER:
             found.values[key] = LATENCY_MARGIN * latency * 1000
@@ -90,7 +93,7 @@ def tune(
                 backend=backend,
                 features=features,
                 limit_s=limit_ms / 1000,
-                end=began + budget_s,
+                end=end,
                 seconds=seconds,
                 probes=found.probes,
             )
@@ -99,40 +102,55 @@ def tune(
     return found
 
 
-def _latency(backend: Backend, features: Sequence[Features], seconds: float, *, together: int) -> float:
-    """Median wall seconds of a query of `together` samples, in batches as the SUT makes them."""
+def _latency(
+    backend: Backend, features: Sequence[Features], seconds: float, *, together: int, once: float, end: float
+) -> float:
+    """Median wall seconds of a query of `together` samples, in batches as the SUT makes them.
+
+    `once` is what a single sample took, `end` by when everything must be done.
+    """
     times: list[float] = []
-    end = time.perf_counter() + seconds
+    probed = time.monotonic() + seconds
+    foreseen = once * -(-together // backend.batch_size)
     for at in range(0, len(features) - together + 1, together):
-        started = time.perf_counter()
+        started = time.monotonic()
+        if started + foreseen > end or (started > probed and len(times) >= 3):  # noqa: PLR2004 - a median needs a few
+            break
         for batch in batches(features[at : at + together], backend.batch_size):
             _exhaust(backend.predict(batch))
-        times.append(time.perf_counter() - started)
-        if started > end and len(times) >= 3:  # noqa: PLR2004 - a median needs a few
-            break
-    return statistics.median(times)
+        times.append(time.monotonic() - started)
+        foreseen = times[-1]
+    return statistics.median(times or [foreseen])
 
 
-def _rate(backend: Backend, features: Sequence[Features], seconds: float) -> float:
+def _rate(
+    backend: Backend, features: Sequence[Features], seconds: float, *, once: float, end: float, foreseen: float
+) -> float:
     """Samples a second in batches as Offline sends them.
 
     A pass holds short and long samples alike. It grows until it fills a batch, or takes a quarter of the time: on a
     slow system a pass over many would take hours, on a fast one a small one would measure the start-up of a batch.
+    `once` and `end` are as in `_latency`; `foreseen` is an identical system's rate, or 0.
     """
-    rate, size = 0.0, 8
+    largest = max(backend.batch_size, len(features))
+    room = end - time.monotonic()
+    size = min(max(8, int(foreseen * seconds / 4)), largest)
+    if once * min(size, 8) > room:
+        size = int(room / once)
+        if size < 1:
+            return 1 / once
     while True:
         step = max(1, len(features) // size)
         chosen = sorted(islice(cycle(features[::step]), size), key=_length)
-        done, started = 0, time.perf_counter()
-        growing = size < max(backend.batch_size, len(features))
-        while done == 0 or (not growing and time.perf_counter() - started < seconds):
+        done, started = 0, time.monotonic()
+        growing = size < largest
+        while done == 0 or (not growing and time.monotonic() - started < seconds):
             for batch in batches(chosen, backend.batch_size):
                 _exhaust(backend.predict(batch))
             done += size
-        spent = time.perf_counter() - started
-        rate = done / spent
-        if spent > seconds / 4:
-            return rate
+        spent = time.monotonic() - started
+        if spent > seconds / 4 or time.monotonic() + 4 * spent > end:
+            return done / spent
         size *= 4
 
 
@@ -169,20 +187,25 @@ class _Bracket:
 
     def _holds(self, rate: float) -> bool:
         answers = _Answers(self.backend, self.limit_s)
-        _send(answers, self.features, rate, self.seconds)
+        _send(answers, self.features, rate, self.seconds, self.end)
         latencies = answers.latencies
+        if not latencies:
+            return False
         worst = statistics.quantiles(latencies, n=100)[98] if len(latencies) > 1 else latencies[0]
         self.probes.append({"target_qps": rate, "p99_ms": worst * 1000})
-        return worst <= self.limit_s
+        return worst <= self.limit_s and not answers.hopeless
 
 
-def _send(answers: "_Answers", features: Sequence[Features], rate: float, seconds: float) -> None:
-    """Ask `answers` at random times, `rate` a second; ends early when everything comes far too late."""
+def _send(answers: "_Answers", features: Sequence[Features], rate: float, seconds: float, until: float) -> None:
+    """Ask `answers` at random times, `rate` a second; ends early when everything comes far too late, and by `until`."""
     draw = random.Random(0)  # noqa: S311 - arrival times, not a secret
-    at = time.perf_counter()
+    at = time.monotonic()
     end, sent = at + seconds, 0
     while (at < end or sent < min(SERVER_QUERIES, 3 * seconds * rate)) and not answers.hopeless:
-        time.sleep(max(0.0, at - time.perf_counter()))
+        if max(at, time.monotonic()) >= until:
+            answers.hopeless = True
+            break
+        time.sleep(max(0.0, at - time.monotonic()))
         answers.arrived.put((at, features[sent % len(features)]))
         sent += 1
         at += draw.expovariate(rate)
@@ -196,6 +219,7 @@ class _Answers:
         self.arrived: queue.SimpleQueue[tuple[float, Features] | None] = queue.SimpleQueue()
         self.latencies: list[float] = []
         self.hopeless = False
+        """Nothing more is to be found out: what still waits is not computed."""
         self._limit = limit_s
         self._error: BaseException | None = None
         if isinstance(backend, StreamingBackend):
@@ -222,16 +246,20 @@ class _Answers:
             self._error, self.hopeless = error, True
 
     def _note(self, arrival: float) -> None:
-        self.latencies.append(time.perf_counter() - arrival)
+        self.latencies.append(time.monotonic() - arrival)
         self.hopeless = self.hopeless or self.latencies[-1] > 5 * self._limit
 
     def _stream(self, backend: StreamingBackend) -> None:
         while (item := self.arrived.get()) is not None:
+            if self.hopeless:
+                continue
             backend.stream(item[1], lambda _: None)
             self._note(item[0])
 
     def _batch(self, backend: Backend) -> None:
         while (first := self.arrived.get()) is not None:
+            if self.hopeless:
+                continue
             taken = [first, *_waiting(self.arrived, backend.batch_size - 1)]
             taken.sort(key=lambda item: _length(item[1]))
             for item, _ in zip(taken, backend.predict([sample for _, sample in taken]), strict=True):

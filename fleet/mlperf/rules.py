@@ -110,8 +110,11 @@ class BenchmarkRule(_Rule):
     divisions: tuple[Division, ...] = Field(min_length=1)
     scenarios: Mapping[Category, tuple[Scenario, ...]]
     """Scenarios the checker lists for the official benchmark, per category."""
+    whole_set: frozenset[Scenario]
+    """Scenarios whose performance runs ask for every sample at least once, however long that takes: LoadGen's least
+    number of queries in Offline, and equal issue in all of them for models that generate."""
     run_seconds: PositiveFloat
-    """Wall seconds an accuracy unit takes on a slow laptop, for deadlines and progress."""
+    """Wall seconds an accuracy unit takes on a slow machine, for deadlines and progress."""
     needs: Needs
     server_latency_ms: PositiveFloat | None = None
     """Server's limit on the 99th percentile, as in the round's mlperf.conf; None without one."""

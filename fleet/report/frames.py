@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from fleet.results.export import units_frame
+from fleet.results.export import METRICS, units_frame
 from fleet.results.records import SessionResults
 
 KEYS = ["host", "system_id", "benchmark", "backend", "scenario"]
 _PERFORMANCE = ["value", "metric_unit", "valid", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"]
 _BOTH = ["state", "cause", "labels", "submittable", "reasons"]
-_ACCURACY = ["F1", "exact_match"]
+_ACCURACY = [*METRICS]
 
 
 def scenarios(results: SessionResults) -> pd.DataFrame:

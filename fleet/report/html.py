@@ -13,6 +13,7 @@ import jinja2
 
 from fleet import __version__
 from fleet.report import charts, frames
+from fleet.results.export import METRICS
 from fleet.results.records import SessionResults, UnitResult
 from fleet.session import Session
 from fleet.terms import HostState
@@ -50,6 +51,7 @@ def render(results: SessionResults) -> str:
     )
     environment.filters["number"] = number
     environment.filters["words"] = _words
+    environment.filters["scores"] = _scores
     drawn = charts.charts(frames.measured(results))
     labels = list(dict.fromkeys(label for unit in results.units for label in unit.labels))
     return environment.get_template("report.html.j2").render(
@@ -87,6 +89,11 @@ def _grouped(found: Iterable[tuple[UnitResult, tuple[str, ...]]]) -> list[tuple[
         name = f"{unit.benchmark} {unit.scenario} {unit.mode}"
         groups.setdefault((unit.host, fate), []).append(name)
     return [(host, units, fate) for (host, fate), units in groups.items()]
+
+
+def _scores(row: dict[Hashable, Any]) -> list[tuple[str, float]]:
+    """The accuracy metrics that a row has; exact_match says nothing that F1 does not."""
+    return [(name, row[name]) for name in METRICS if row[name] is not None and name != "exact_match"]
 
 
 def _words(text: str | None) -> list[str]:

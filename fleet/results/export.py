@@ -8,6 +8,9 @@ from fleet.results.records import SessionResults, System, UnitResult
 from fleet.session import Session
 
 NS_PER_MS = 1e6
+SUMMARY_METRICS = ("ROUGE1", "ROUGE2", "ROUGEL", "ROUGELSUM", "GEN_LEN")
+METRICS = ("F1", "exact_match", *SUMMARY_METRICS)
+"""What accuracy.txt may hold; a unit has those of its benchmark."""
 _DESCRIPTION = {
     # column to the system description's name
     "cpu_model": "host_processor_model_name",
@@ -21,9 +24,7 @@ _DESCRIPTION = {
 }
 _TYPES = {
     # pandas' nullable types, so that a unit without a number keeps its row and the column its type
-    **dict.fromkeys(
-        ("value", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "F1", "exact_match", "loadgen_s"), "Float64"
-    ),
+    **dict.fromkeys(("value", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "loadgen_s", *METRICS), "Float64"),
     **dict.fromkeys(("valid", "submittable", "quick"), "boolean"),
     **dict.fromkeys(("queries", "loadgen_errors", "cpu_sockets", "cpu_cores_per_socket", "accelerators"), "Int64"),
 }
@@ -92,8 +93,7 @@ def _numbers(unit: UnitResult) -> dict[str, Any]:
         "value": metric.value if metric else None,
         "metric_unit": metric.unit if metric else None,
         **{f"latency_p{name[:2]}_ms": _ms(latencies.get(name)) for name in ("50.00", "90.00", "99.00")},
-        "F1": unit.accuracy.get("F1"),
-        "exact_match": unit.accuracy.get("exact_match"),
+        **{name: unit.accuracy.get(name) for name in METRICS},
         "queries": summary.query_count if summary else None,
         "loadgen_errors": summary.errors if summary else None,
         "loadgen_s": unit.loadgen_s,
@@ -107,6 +107,7 @@ _COLUMNS = (
     *("F1", "exact_match", "queries", "loadgen_errors", "loadgen_s", "submittable", "reasons", "labels", "kind"),
     *_DESCRIPTION,
     *("loadgen_version", "versions", "folder"),
+    *SUMMARY_METRICS,
 )
 """The tables' columns in order; a new one goes to the end."""
 

@@ -59,7 +59,7 @@ class UnitResult:
     """Why there is no number, or why it is INVALID; empty when all is well."""
     summary: LoadgenSummary | None
     accuracy: dict[str, float]
-    """Metric name to value for accuracy units (`F1`, `exact_match`)."""
+    """Metric name to value for accuracy units: `F1` and `exact_match`, or ROUGE's and `GEN_LEN`."""
     submittable: bool
     not_submittable_because: tuple[str, ...]
     """Every reason, in words for people: quick run, INVALID, demo backend, missing files …"""

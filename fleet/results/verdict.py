@@ -7,13 +7,11 @@ verdict and errors count here although that checker, by a bug, lets both pass in
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fleet.harness.contract import RunManifest, RunSpec
+from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, RunManifest, RunSpec
 from fleet.mlperf.rules import BenchmarkRule, Round
 from fleet.results.records import LoadgenSummary
 from fleet.terms import Division, Mode, Scenario, UnitState
 
-SIMULATED = "simulated"
-RANDOM_WEIGHTS = "random weights"
 NULL_BACKEND = "null"
 _TOLERANCE = 1e-3
 """accuracy.txt may be rounded; the manifest is not."""

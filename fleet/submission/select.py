@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from fleet.errors import CampaignError
+from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED
 from fleet.mlperf.rules import BenchmarkRule, load_benchmark
 from fleet.results import verdict
 from fleet.results.records import SessionResults, System, UnitResult
 from fleet.submission.truncate import ACCURACY_LOG, ACCURACY_TEXT
 from fleet.terms import Division, Mode, Scenario, UnitState
 
-REFUSED_LABELS = frozenset({verdict.RANDOM_WEIGHTS, verdict.SIMULATED})
+REFUSED_LABELS = frozenset({RANDOM_WEIGHTS, SIMULATED})
 REFUSED_BACKENDS = frozenset({verdict.NULL_BACKEND})
 LOGS = ("mlperf_log_summary.txt", "mlperf_log_detail.txt")
 MODEL_FACTS = (

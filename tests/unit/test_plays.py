@@ -1,6 +1,7 @@
 """ansible-runner's events become one outcome per host; one real run over this machine."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,33 @@ def test_preflight_really_runs_on_this_machine_and_changes_nothing(tmp_path: Pat
     assert "Look at the host" in {event.task for event in seen if event.kind == "start"}
     assert outcomes["not-in-the-inventory"].state is HostState.FAILED
     assert "never ran" in outcomes["not-in-the-inventory"].cause
+
+
+def test_preflight_answers_for_each_benchmark(tmp_path: Path) -> None:
+    made = local(tmp_path)
+
+    def looked(**needs: Any) -> Any:
+        request = PlayRequest(
+            playbook="preflight",
+            inventory=made.session.inventory / "hosts.yml",
+            hosts=["here"],
+            variables={"preflight_needs": needs},
+            folder=tmp_path / "plays",
+        )
+        return AnsiblePlays().run(request, lambda _: None)["here"]
+
+    small = {"memory_gib": 0.001, "disk_gib": 0.001}
+    mixed = looked(
+        **{"tiny-bert": small, "bert-99": {**small, "disk_gib": 1e6}, "gptj-99": {**small, "memory_gib": 1e6}}
+    )
+    assert (mixed.state, mixed.cause) == (HostState.READY, "")
+    cannot = mixed.results["Look at the host"]["cannot"]
+    assert set(cannot) == {"bert-99", "gptj-99"}
+    assert re.fullmatch(r"[0-9.]+ GiB free, 1e\+06 GiB needed: free some space there", cannot["bert-99"])
+    assert re.fullmatch(r"[0-9.]+ GiB memory, 1e\+06 GiB needed", cannot["gptj-99"])
+    none = looked(**{"bert-99": {**small, "disk_gib": 1e6}})
+    assert none.state is HostState.NOT_READY
+    assert none.cause.startswith("bert-99: ")
 
 
 def test_a_play_that_cannot_start_is_a_play_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

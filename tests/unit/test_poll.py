@@ -392,10 +392,3 @@ def test_how_long_is_left_is_said_in_words(asked: Asked) -> None:
     ends = answer(status("h01.a"), status("h01.b"))
     asked(units=("a", "b"), watch=watch, h01=FakeConnection([answer(running, queued), ends]))
     assert any(text.endswith("about 2.0 h left") for _, text in watch.lines)
-
-
-@pytest.mark.parametrize(
-    ("minutes", "words"), [(0.2, "1 min"), (89, "89 min"), (120, "2.0 h"), (60 * 35, "35.0 h"), (60 * 48, "2.0 days")]
-)
-def test_durations_in_words(minutes: float, words: str) -> None:
-    assert poll.duration(minutes) == words

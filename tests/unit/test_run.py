@@ -80,13 +80,50 @@ def test_deadlines_follow_the_duration_asked_for(tmp_path: Path) -> None:
     assert performance(ONE_UNIT).expected_s == pytest.approx(60 + 1.4 * 600)
     assert performance(ONE_UNIT).deadline_s == pytest.approx(3 * (60 + 1.4 * 600) + 120)
     quick = performance(ONE_UNIT + "run: {quick_seconds: 7, deadline_factor: 2}\n", quick=True)
-    assert quick.deadline_s == pytest.approx(2 * (60 + 1.4 * 7) + 120)
+    assert quick.deadline_s == pytest.approx(2 * (60 + 120) + 120)  # the set, on a slow machine
     assert "*.Offline.min_duration = 7000\n" in quick.user_conf
     own = ONE_UNIT.replace("modes:", "user_conf: {Offline: {min_duration: 20000, target_qps: 5}}, modes:")
-    assert performance(own).expected_s == pytest.approx(60 + 1.4 * 20)
     assert performance(own).user_conf == "*.Offline.min_duration = 20000\n*.Offline.target_qps = 5.0\n"
     engine = ONE_UNIT.replace("modes:", "backend: tensorrt, modes:")
     assert performance(engine).deadline_s == pytest.approx(3 * (60 + 1.4 * 600) + 120 + 900)
+    # Offline sends the whole set at least, which at five samples a second takes longer than the duration.
+    assert performance(own).expected_s == pytest.approx(60 + 10833 / 5)
+    assert performance(own).deadline_s == pytest.approx(3 * (60 + 10833 / 5) + 120)
+
+
+def test_a_fast_target_shortens_what_is_expected_and_not_the_deadline(tmp_path: Path) -> None:
+    fast = ONE_UNIT.replace("tiny-bert", "bert-99").replace(
+        "modes:", "user_conf: {Offline: {target_qps: 5000}}, modes:"
+    )
+    spec = plan(scene(tmp_path, fast)).units[0]
+    assert spec.expected_s == pytest.approx(60 + 1.4 * 600)
+    assert spec.deadline_s == pytest.approx(3 * (60 + 7200) + 120)
+
+
+def test_a_quick_run_takes_as_much_of_a_set_as_a_slow_machine_answers_in_minutes(tmp_path: Path) -> None:
+    counts = {}
+    for name in ("tiny-bert", "bert-99", "gptj-99"):
+        made = scene(tmp_path / name, ONE_UNIT.replace("tiny-bert", name))
+        counts[name] = plan(made, quick=True).units[0].sample_count
+    assert counts == {"tiny-bert": 10833, "bert-99": 180, "gptj-99": 100}
+
+
+@pytest.mark.parametrize(
+    ("more", "labels"),
+    [
+        ("", ("demo model",)),
+        (", backend_options: {weights: random}", ("demo model", "random weights")),
+        (', backend: "null"', ("demo model", "simulated")),
+    ],
+)
+def test_labels_that_the_campaign_brings_about_are_there_before_anything_ran(
+    tmp_path: Path, more: str, labels: tuple[str, ...]
+) -> None:
+    made = scene(tmp_path, ONE_UNIT.replace("[performance]", f"[performance]{more}"))
+    assert plan(made).units[0].labels == labels
+    plays = FakePlays({"h01": HostOutcome(host="h01", state=HostState.FAILED, cause="no room")})
+    assert go(made, plays)[UNIT].labels == labels
+    assert made.session.read(made.session.run / "units" / f"{UNIT}.json", handoff.UnitRecord).labels == labels
 
 
 def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> None:
@@ -109,7 +146,7 @@ def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> Non
     assert connection.closed == 1
     assert f"cd /home/me/.mlperf-fleet/runs/{made.session.token} && " in connection.commands[0]
     assert ("h01", "3 of 4 units done: out of memory") in watch.lines
-    assert any("tiny-bert.SingleStream.performance (2/4)" in text for _, text in watch.lines)
+    assert any("tiny-bert.SingleStream.performance (demo model) (2/4)" in text for _, text in watch.lines)
 
 
 def test_ended_units_are_handed_to_the_bringer_of_the_plan_just_written(tmp_path: Path, connect: Connect) -> None:

@@ -55,7 +55,7 @@ _DATASET, _VOCABULARY, _CONFIG = "dev-v1.1.json", "vocab.txt", "config.json"
 _ARRAYS = ("input_ids.npy", "words.npy", "starts.npy", "rows.npy", "context_starts.npy", "questions.npy")
 _EXAMPLES, _RECORD = "examples.json", "prepared.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-_FORMAT = 1
+_FORMAT = 2
 """Counts up when `prepare` writes something else from the same inputs."""
 _TYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 """safetensors' names of types to MLPerf's."""
@@ -119,16 +119,20 @@ def tokenise(dataset: squad.Dataset, vocabulary: list[str]) -> Arrays:
     """The arrays that `prepare` writes, by file name, for the dataset's N windows of T tokens in all.
 
     Each of a paragraph's words is split into word pieces by itself, as the reference does; the tokenizers library does
-    so like its Python forerunner but for characters younger than Unicode 8 (2015) and U+2B820 to U+2B91F.
+    so like its Python forerunner but for characters younger than Unicode 8 (2015) and U+2B820 to U+2B91F. Words with a
+    capital sigma are put in lower case before: Python, and so the reference, knows its form at a word's end.
     """
     from tokenizers import BertWordPieceTokenizer
 
     ids = {token: number for number, token in enumerate(vocabulary)}
     tokenizer = BertWordPieceTokenizer(ids, lowercase=True)
-    paragraphs = tokenizer.encode_batch(dataset.paragraphs, is_pretokenized=True, add_special_tokens=False)
+    words = [[_lower_sigma(word) for word in paragraph] for paragraph in dataset.paragraphs]
+    paragraphs = tokenizer.encode_batch(words, is_pretokenized=True, add_special_tokens=False)
     texts = [np.array(encoding.ids, dtype=np.int32) for encoding in paragraphs]
     places = [np.array(encoding.word_ids, dtype=np.int32) for encoding in paragraphs]
-    asked = tokenizer.encode_batch([question.text for question in dataset.questions], add_special_tokens=False)
+    asked = tokenizer.encode_batch(
+        [_lower_sigma(question.text) for question in dataset.questions], add_special_tokens=False
+    )
 
     separator = np.array([ids["[SEP]"]], dtype=np.int32)
     pieces: dict[str, list[npt.NDArray[Any]]] = {"input_ids.npy": [], "words.npy": [], "starts.npy": []}
@@ -152,6 +156,10 @@ def tokenise(dataset: squad.Dataset, vocabulary: list[str]) -> Arrays:
         "context_starts.npy": np.array(context_starts, dtype=np.int32),
         "questions.npy": np.array(numbers, dtype=np.int32),
     }
+
+
+def _lower_sigma(text: str) -> str:
+    return " ".join(word.lower() if "\u03a3" in word else word for word in text.split(" "))
 
 
 class Bert:
@@ -209,7 +217,7 @@ class Bert:
         """
         if not 0 < sample_count <= self.sample_count:
             raise ValueError(f"sample count {sample_count} is not between 1 and {self.sample_count}")
-        examples = json.loads((self._assets / _EXAMPLES).read_text("utf-8"))
+        examples = self._examples()
         ends = np.bincount(self._questions, minlength=len(examples["questions"])).cumsum()
         scored = int(np.searchsorted(ends, sample_count, side="right"))
         if scored == 0:
@@ -230,6 +238,14 @@ class Bert:
             tokens = [examples["tokens"][token] for token in self._input_ids[first : last + 1]]
             predictions.append(squad.answer_text(tokens, words))
         return squad.scores(predictions, [question["answers"] for question in examples["questions"][:scored]])
+
+    def _examples(self) -> dict[str, Any]:
+        path = self._assets / _EXAMPLES
+        try:
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: dataset is missing or broken, run `fleet provision`: {error}") from error
+        return found
 
     def _answers(self, accuracy_log: Path, sample_count: int) -> list[tuple[int, int, float]]:
         """For each of the first `sample_count` samples the first and last of all T tokens, and the score."""

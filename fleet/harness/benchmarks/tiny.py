@@ -335,6 +335,14 @@ class TinyBert:
         first, last = best_span(logits, int(self._context_starts[index]))
         return context[self._offsets[first_row + first, 0] : self._offsets[first_row + last, 1]]
 
+    def _samples(self, count: int) -> list[dict[str, str]]:
+        path = self._assets / _TEXTS
+        try:
+            with path.open(encoding="utf-8") as lines:
+                return [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: dataset is missing or broken, run `fleet provision`: {error}") from error
+
     def evaluate(self, accuracy_log: Path, sample_count: int) -> dict[str, float]:
         """`F1` and `exact_match` in percent over the first `sample_count` samples.
 
@@ -343,8 +351,7 @@ class TinyBert:
         """
         if not 0 < sample_count <= SAMPLES:
             raise ValueError(f"sample count {sample_count} is not between 1 and {SAMPLES}")
-        with (self._assets / _TEXTS).open(encoding="utf-8") as lines:
-            samples = [json.loads(line) for _, line in zip(range(sample_count), lines, strict=False)]
+        samples = self._samples(sample_count)
         answers: dict[int, str] = {}
         for index, response in _read_log(accuracy_log):
             if not 0 <= index < sample_count:

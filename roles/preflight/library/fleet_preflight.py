@@ -64,8 +64,10 @@ def gpus() -> list[dict[str, object]]:
     return found
 
 
-def shortage(need: dict, memory: int, cards: list) -> str:
-    """Why a benchmark cannot run here, or nothing."""
+def shortage(need: dict, memory: int, cards: list, free: int | None) -> str:
+    """Why a benchmark cannot run here, or nothing; `free` is None where what it needs on disk is there already."""
+    if free is not None and free < float(need["disk_gib"]) * GIB:
+        return f"{free / GIB:.2f} GiB free, {float(need['disk_gib']):g} GiB needed: free some space there"
     ram, model, card = (float(need.get(key, 0.0)) for key in ("memory_gib", "model_gib", "gpu_memory_gib"))
     if need.get("device") == "gpu" and not cards:
         return "no NVIDIA GPU answers here (nvidia-smi), and its backend needs one"
@@ -178,6 +180,11 @@ def writable(path: Path) -> bool:
     return os.access(path, os.W_OK | os.X_OK)
 
 
+def converged(params: dict, done: dict[str, object]) -> bool:
+    """Whether the environment that is wanted is there."""
+    return bool(params["python_env_digest"]) and done["python_env"] == params["python_env_digest"]
+
+
 def problems(work_dir: Path, free: int, params: dict, done: dict[str, object]) -> list[str]:
     """What stands in the way on this host, whatever the benchmark."""
     found = []
@@ -186,12 +193,10 @@ def problems(work_dir: Path, free: int, params: dict, done: dict[str, object]) -
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         version = ".".join(platform.python_version_tuple()[:2])
         found.append(f"Python has no venv module (Debian, Ubuntu: sudo apt-get install python{version}-venv)")
-    converged = params["python_env_digest"] and done["python_env"] == params["python_env_digest"]
-    largest = max((float(need["disk_gib"]) for need in params["needs"].values()), default=0.0)
-    wanted = params["spare_gib"] if converged else max(largest, params["spare_gib"])
-    if free < wanted * GIB:
-        found.append(f"{free / GIB:.2f} GiB free for {work_dir}, {wanted:g} GiB needed: free some space there")
-    if not converged and (running := busy(work_dir)):
+    if free < params["spare_gib"] * GIB:
+        wanted = f"{params['spare_gib']:g} GiB"
+        found.append(f"{free / GIB:.2f} GiB free for {work_dir}, {wanted} needed: free some space there")
+    if not converged(params, done) and (running := busy(work_dir)):
         found.append(f"{running} is still running here, and its environment would be replaced: wait for it")
     if params["on_battery"] == "stop" and on_battery():
         found.append("on battery: plug the charger in")
@@ -216,7 +221,11 @@ def main() -> None:
     free = free_bytes(work_dir)
     done = stamps(work_dir)
     cards = gpus()
-    answers = {name: shortage(need, memory["MemTotal"], cards) for name, need in module.params["needs"].items()}
+    there = set(done["assets"]) if converged(module.params, done) else set()
+    answers = {
+        name: shortage(need, memory["MemTotal"], cards, None if name in there else free)
+        for name, need in module.params["needs"].items()
+    }
     # Where the environment is not there yet, installing it will say what it lacks.
     if module.params["python_env_digest"] and done["python_env"] == module.params["python_env_digest"]:
         for name, need in module.params["needs"].items():

@@ -275,8 +275,10 @@ def test_check_of_this_machine_for_real(fleet: Fleet, tmp_path: Path) -> None:
     assert done.returncode == (0 if row["state"] == "ready" else 3)
     assert row["state"] in {"ready", "not-ready"}, row
     assert not (tmp_path / "work").exists()
+    assert row["expected_s"]["tiny-bert"] > 600
     again = fleet("check")
     assert "1 hosts ready" in again.stdout
+    assert re.search(r"tiny-bert │ (runs +│ about \d+ min|cannot: )", again.stdout) or row["state"] == "not-ready"
     assert len(list((tmp_path / "sessions").iterdir())) == 1
 
 

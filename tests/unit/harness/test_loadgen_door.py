@@ -84,6 +84,68 @@ def error(folder: Path) -> str:
     return str(json.loads((folder / "error.json").read_text(encoding="utf-8"))["cause"])
 
 
+@pytest.mark.parametrize(
+    ("goal", "done", "spent", "left"),
+    [
+        (loadgen.Goal(1000, 0.0), 5, 10.0, None),  # too few to say
+        (loadgen.Goal(1000, 0.0), 100, 10.0, 90.0),
+        (loadgen.Goal(100, 600.0), 100, 10.0, 590.0),  # enough, but not long enough
+        (loadgen.Goal(100, 600.0), 10, 200.0, 1800.0),  # long enough before there are enough
+        (loadgen.Goal(100, 60.0), 2000, 61.0, 0.0),
+    ],
+)
+def test_what_is_left_of_a_test(goal: loadgen.Goal, done: int, spent: float, left: float | None) -> None:
+    assert goal.left_s(done, spent) == (None if left is None else pytest.approx(left))
+
+
+SPY = """
+goals = []
+real = loadgen._goal
+def spy(settings, spec):
+    goals.append(real(settings, spec))
+    (Path(sys.argv[1]) / "goal.json").write_text(json.dumps([goals[0].samples, goals[0].seconds]))
+    return goals[0]
+loadgen._goal = spy
+"""
+
+
+@pytest.mark.parametrize("model", ["bert", "llama3_1-8b-edge"])
+@pytest.mark.parametrize("scenario", list(Scenario))
+def test_a_test_ends_with_the_samples_that_were_foreseen(tmp_path: Path, scenario: Scenario, model: str) -> None:
+    # Targets so low that the duration decides nothing: LoadGen sends the least it must, and calls the run too short.
+    low = "target_latency = 9999" if scenario in {Scenario.SINGLE_STREAM, Scenario.MULTI_STREAM} else "target_qps = 90"
+    text = f"*.{scenario}.min_duration = 1000\n*.{scenario}.{low}\n*.Server.target_latency = 999\n"
+    _, folder = measured(tmp_path, spec(scenario=scenario, user_conf=text, loadgen_model=model), more=SPY)
+    samples, seconds = json.loads((folder / "goal.json").read_text())
+    assert seconds == (0.0 if scenario is Scenario.OFFLINE else 1.0)
+    logged = detail(folder / "first_attempt" if (folder / "first_attempt").is_dir() else folder)
+    sent = logged["generated_query_count"] * logged["generated_samples_per_query"]
+    # Server draws its arrivals, and MultiStream's queries overlap where every sample is issued equally often.
+    assert sent == pytest.approx(samples, rel=0.25)
+    if scenario in {Scenario.OFFLINE, Scenario.SINGLE_STREAM}:
+        assert sent == samples
+
+
+def test_a_performance_unit_says_how_long_it_still_takes(tmp_path: Path) -> None:
+    seen = """
+import threading, time
+def look():
+    path = Path(sys.argv[1]) / "progress"
+    while True:
+        if path.is_file() and json.loads(path.read_text())["left_s"] is not None:
+            (path.parent / "seen.json").write_text(path.read_text())
+            return
+        time.sleep(0.05)
+threading.Thread(target=look, daemon=True).start()
+"""
+    text = "*.SingleStream.min_duration = 2000\n*.SingleStream.target_latency = 0.1\n"
+    code, folder = measured(tmp_path, spec(scenario=Scenario.SINGLE_STREAM, user_conf=text), more=seen)
+    assert code == 0, (folder / "harness.log").read_text(encoding="utf-8")
+    told = json.loads((folder / "seen.json").read_text())
+    assert told["samples_done"] > 8
+    assert 0.5 < told["left_s"] < 2
+
+
 def test_a_wrong_wheel_is_refused(tmp_path: Path) -> None:
     code, folder = measured(tmp_path, spec(loadgen_version="5.0.1"))
     assert code == 1

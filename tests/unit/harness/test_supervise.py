@@ -10,14 +10,13 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fleet.harness import supervise
-from fleet.harness.contract import Mode, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
 from tests.unit.harness.units import TOP, queue, spec
 
 # Started as `python FOLDER verb …`, as the harness is; `run` does what the unit's user_conf says.
@@ -39,7 +38,7 @@ with open(Path(spec.work_dir, "pids"), "a") as notes:
     notes.write(f"{{os.getpid()}}\\n")
 with open(Path(spec.work_dir, "order"), "a") as order:
     order.write(f"+{{spec.unit}}\\n")
-(folder / "progress").write_text("7")
+(folder / "progress").write_text('{{"samples_done": 7, "left_s": 90.0}}')
 exec(spec.user_conf)
 with open(Path(spec.work_dir, "order"), "a") as order:
     order.write(f"-{{spec.unit}}\\n")
@@ -441,12 +440,15 @@ def test_a_unit_that_asks_for_it_twice_has_failed(work: Path) -> None:
     assert (work / "order").read_text(encoding="utf-8").split() == ["+one", "+one"]
 
 
-def test_an_accuracy_units_expectation_follows_what_it_has_done() -> None:
-    value = spec("one", sample_count=1000, mode=Mode.ACCURACY)
+def test_a_units_expectation_follows_what_it_says_is_left(tmp_path: Path) -> None:
     begun = UnitStatus(unit="one", state=UnitState.RUNNING, started_at=100.0, heartbeat_at=160.0, expected_s=9999.0)
-    assert supervise._expected(begun, value) == 9999.0
-    assert supervise._expected(replace(begun, samples_done=100), value) == pytest.approx(600.0)
-    assert supervise._expected(replace(begun, samples_done=100), spec("one", sample_count=1000)) == 9999.0
+    assert supervise._expected(begun, None) == 9999.0
+    assert supervise._expected(begun, 540.0) == pytest.approx(600.0)
+    for text in ("", "7", '{"samples_done": 7}', '{"samples_done": "x", "left_s": 1}'):
+        (tmp_path / "progress").write_text(text)
+        assert supervise._progress(tmp_path) == (0, None)
+    (tmp_path / "progress").write_text('{"samples_done": 3, "left_s": null}')
+    assert supervise._progress(tmp_path) == (3, None)
 
 
 def test_the_command_line_takes_a_queue_from_stdin(work: Path) -> None:

@@ -239,7 +239,8 @@ def test_a_streaming_backend_is_asked_side_by_side_and_says_its_first_tokens(
 def test_after_an_endpoint_failed_nothing_more_is_asked_and_all_is_answered(
     completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loadgen, "first_tokens", lambda *_: None)
+    firsts: list[int] = []
+    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, _: firsts.extend(ids))
     backend = Served(broken=5)
     sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SERVER)
     for index in range(20):
@@ -248,6 +249,22 @@ def test_after_an_endpoint_failed_nothing_more_is_asked_and_all_is_answered(
         sut.close()
     assert len(completed) == 20
     assert (5, b"", 0) in completed
+    # LoadGen crashes in SingleStream when an answer ends that never began.
+    assert sorted(firsts) == list(range(20))
+
+
+def test_samples_that_a_generating_backend_left_have_begun_too(
+    completed: list[Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firsts: list[int] = []
+    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, _: firsts.extend(ids))
+    backend = Recording()
+    backend.predict = lambda samples: samples[:0]  # type: ignore[method-assign,assignment,return-value]
+    sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SINGLE_STREAM)
+    sut.issue([3], [0])
+    with pytest.raises(ValueError, match="left 1 samples without an output"):
+        sut.close()
+    assert (firsts, completed) == ([3], [(3, b"", 0)])
 
 
 def test_a_backend_that_leaves_samples_out_is_an_error(completed: list[Response]) -> None:

@@ -83,6 +83,48 @@ def test_tuning_stays_within_its_budget() -> None:
     assert time.monotonic() - started < 6
 
 
+@pytest.mark.parametrize("scenario", list(Scenario))
+def test_a_system_too_slow_for_its_budget_is_tuned_by_the_one_sample_that_warmed_it_up(scenario: Scenario) -> None:
+    backend = Slow(0.4, batch_size=1)
+    found = tuning.tune(Lengths(), backend, scenario, seconds=0.2, limit_ms=500, budget_s=0.5)
+    assert len(backend.batches) <= 2
+    assert found.seconds < 2
+    value = found.values[tuning.wanted(scenario)]
+    if scenario is Scenario.OFFLINE:
+        assert 0.5 * 1.2 / 0.4 < value <= 1.2 / 0.4
+    elif scenario is not Scenario.SERVER:
+        together = 8 if scenario is Scenario.MULTI_STREAM else 1
+        assert 0.7 * together * 400 <= value < 0.7 * together * 800
+    else:
+        assert 0 < value < 1 / 0.4
+
+
+def test_offline_on_a_system_that_fits_few_samples_into_the_budget_takes_few() -> None:
+    backend = Slow(0.2, batch_size=1)
+    found = tuning.tune(Lengths(), backend, Scenario.OFFLINE, seconds=1, budget_s=1.3)
+    assert 1 < len(backend.batches) <= 7
+    assert found.seconds < 2.5
+    assert 0.5 * 1.2 / 0.2 < found.values["target_qps"] <= 1.2 / 0.2
+
+
+def test_offline_begins_with_as_much_as_an_identical_system_does_in_a_quarter_of_a_probe() -> None:
+    slow, known = Slow(0.001), Slow(0.001)
+    tuning.tune(Lengths(), slow, Scenario.OFFLINE, seconds=0.2)
+    tuning.tune(Lengths(), known, Scenario.OFFLINE, seconds=0.2, start=1.2 * 3000)
+    # Sorted by length: eight samples from all over the set, or all forty, of which six have a single token.
+    assert slow.batches[1] == [1, 1, 2, 3]
+    assert known.batches[1:3] == [[1, 1, 1, 1], [1, 1, 2, 2]]
+
+
+def test_what_still_waits_when_a_rate_has_failed_is_not_computed() -> None:
+    backend = Slow(0.05, batch_size=1)
+    began = time.monotonic()
+    tuning.tune(Lengths(), backend, Scenario.SERVER, seconds=1, limit_ms=10, start=1000.0, budget_s=3)
+    # Hundreds arrive in a second, and twenty are computed: the others would take ten seconds and more.
+    assert len(backend.batches) < 90
+    assert time.monotonic() - began < 6
+
+
 def test_what_a_backend_raises_under_load_comes_out() -> None:
     class Fails(Slow):
         def predict(self, samples: Sequence[Features]) -> list[Any]:

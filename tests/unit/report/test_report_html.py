@@ -12,9 +12,9 @@ from fleet.report import charts, frames, html
 from fleet.report.html import number
 from fleet.results.load import load
 from fleet.results.records import SessionResults
-from fleet.terms import Scenario
+from fleet.terms import Mode, Scenario
 from tests.unit.report import sample
-from tests.unit.results.session_files import Host, Unit, build
+from tests.unit.results.session_files import ROUGE_TEXT, Host, Unit, build
 
 
 class Page(HTMLParser):
@@ -101,6 +101,30 @@ def test_every_number_in_the_table_has_its_labels(results: SessionResults) -> No
     assert all("demo model" in cell for cell in cells)
     assert sum("random weights" in cell for cell in cells) == 4
     assert sum("simulated" in cell for cell in cells) == 4
+
+
+def test_summaries_have_their_own_scores_and_labels(tmp_path: Path) -> None:
+    units = (
+        Unit(benchmark="tiny-gptj", labels=("random weights",)),
+        Unit(
+            benchmark="tiny-gptj",
+            mode=Mode.ACCURACY,
+            log="offline-accuracy",
+            accuracy=ROUGE_TEXT,
+            labels=("random weights",),
+        ),
+    )
+    text = html.render(load(build(tmp_path, [Host(name="a", units=units)])))
+    (cell,) = re.findall(r'<td class="n"><b>42\.99</b> ROUGE1<br>.*?</td>', text, flags=re.DOTALL)
+    for said in (
+        "20.12</b> ROUGE2",
+        "29.99</b> ROUGEL",
+        "40.10</b> ROUGELSUM",
+        "4,016,878</b> GEN_LEN",
+        "random weights",
+    ):
+        assert said in cell
+    assert "no result" not in text
 
 
 def test_every_number_in_a_chart_has_its_labels(results: SessionResults) -> None:

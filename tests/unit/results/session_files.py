@@ -15,6 +15,7 @@ from fleet.terms import HostState, Mode, Scenario, UnitState
 
 DATA = Path(__file__).parents[2] / "data"
 LOGS = DATA / "loadgen"
+ROUGE_TEXT = "{'rouge1': 42.9865, 'rouge2': 20.1235, 'rougeL': 29.9881, 'rougeLsum': 40.1, 'gen_len': 4016878}\n"
 F1_TEXT = '{"exact_match": 79.2301, "f1": 87.4417}\n'
 
 
@@ -36,6 +37,7 @@ class Unit:
     scale: float = 1.0
     """Only to give the hosts of a sample page different numbers."""
     accuracy: str = F1_TEXT
+    benchmark: str = "tiny-bert"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,9 +70,9 @@ def facts(name: str, **changes: Any) -> SystemFacts:
 
 def spec(host: str, unit: Unit, *, quick: bool = False, **changes: Any) -> RunSpec:
     """The run spec that a plan would hold."""
-    rule = load_benchmark("tiny-bert")
+    rule = load_benchmark(unit.benchmark)
     values: dict[str, Any] = {
-        "unit": f"{host}.tiny-bert.{unit.scenario}.{unit.mode}",
+        "unit": f"{host}.{unit.benchmark}.{unit.scenario}.{unit.mode}",
         "session": "s1",
         "host": host,
         "benchmark": rule.name,

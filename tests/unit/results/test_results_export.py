@@ -9,8 +9,8 @@ from fleet.results.export import export, units_frame
 from fleet.results.load import load
 from fleet.results.records import SessionResults
 from fleet.session import Session
-from fleet.terms import UnitState
-from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build
+from fleet.terms import Mode, UnitState
+from tests.unit.results.session_files import ALL_FOUR, ROUGE_TEXT, Host, Unit, build
 
 
 @pytest.fixture
@@ -50,6 +50,14 @@ def test_a_unit_without_a_number_keeps_its_row(session: Session) -> None:
     assert row["state"] == "failed"
     assert row[["value", "F1", "valid", "loadgen_s"]].isna().all()
     assert not row["submittable"]
+
+
+def test_summary_metrics_are_columns_of_their_own(tmp_path: Path) -> None:
+    unit = Unit(benchmark="tiny-gptj", mode=Mode.ACCURACY, log="offline-accuracy", accuracy=ROUGE_TEXT)
+    row = units_frame(load(build(tmp_path, [Host(name="a", units=(unit,))]))).iloc[0]
+    assert row[["ROUGE1", "ROUGE2", "ROUGEL", "ROUGELSUM"]].tolist() == [42.9865, 20.1235, 29.9881, 40.1]
+    assert row["GEN_LEN"] == 4016878
+    assert row[["F1", "exact_match"]].isna().all()
 
 
 def test_csv_cells_are_no_formulas(session: Session) -> None:
