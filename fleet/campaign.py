@@ -25,7 +25,7 @@ from pydantic import (
 from fleet import content
 from fleet.errors import CampaignError
 from fleet.mlperf import rules
-from fleet.terms import Availability, Category, Division, HostKind, Mode, Scenario
+from fleet.terms import Availability, Category, Division, HostKind, Mode, Reason, Scenario
 
 HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 """Names become file names on both sides, so nothing else is let in."""
@@ -91,11 +91,28 @@ class BenchmarkEntry(Strict):
         return listed
 
 
+class RetryPolicy(Strict):
+    """How often a unit that ended for a reason is started again, and after what."""
+
+    times: int = Field(0, ge=0, le=20)
+    after_s: float = Field(0.0, ge=0, description="seconds to wait before")
+
+
+class Conditions(Strict):
+    """What is done about a host that runs on battery, slept, or throttled for heat, before and while it measures."""
+
+    battery: Literal["warn", "stop", "ignore"] = "warn"
+    sleep: Literal["warn", "stop", "ignore"] = "warn"
+    thermal: Literal["warn", "stop", "ignore"] = "warn"
+
+
 class RunSettings(Strict):
-    """How long units may take and when a host counts as lost."""
+    """How long units may take, when a host counts as lost, and what is tried again."""
 
     deadline_factor: float = Field(3.0, ge=1, description="a unit is stopped after its expected time times this")
-    lost_after_s: float = Field(60.0, ge=5, description="seconds without an answer after which a host counts as lost")
+    lost_after_s: float = Field(25.0, ge=5, description="seconds without an answer after which a host counts as lost")
+    retry: dict[Reason, RetryPolicy] = Field({}, description="by reason, over fleet's own policies")
+    conditions: Conditions = Conditions()
     quick_seconds: float = Field(5.0, ge=1, description="length of a performance unit with --quick")
 
 

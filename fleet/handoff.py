@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fleet.harness.contract import RunSpec, Scenario, SystemFacts, UnitState, UnitStatus
+from fleet.harness.contract import Reason, RunSpec, Scenario, SystemFacts, UnitState, UnitStatus
 from fleet.session import Session
 from fleet.terms import HostState
 
@@ -27,6 +27,10 @@ class Readiness:
     expected_s: dict[str, float] = field(default_factory=dict)
     """Benchmark to the wall seconds that all its units will take here; a slow machine's, until tuning knows better."""
     warnings: tuple[str, ...] = ()
+    lock: dict[str, str] = field(default_factory=dict)
+    """What RunSpec.lock takes from the host: digests of harness and environment, wheels, driver, cuda."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Benchmark to the sha256 of the weights that lie on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """An earlier start of a unit, and how it ended."""
+
+    state: UnitState
+    reason: Reason
+    cause: str
+    ended_at: float
+    """Unix seconds by the controller's clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnitRecord:
     """run/units/<unit>.json: what the controller knows of a unit."""
 
@@ -56,6 +71,9 @@ class UnitRecord:
     cause: str = ""
     status: UnitStatus | None = None
     """The host's own word, once it has said one."""
+    reason: Reason = Reason.NONE
+    attempts: tuple[Attempt, ...] = ()
+    """Starts before this one, the oldest first."""
     labels: tuple[str, ...] = ()
     """What a reader must know of the unit whatever becomes of it: `demo model`, `random weights`."""
     schema: int = 1
@@ -75,6 +93,7 @@ class Collected:
     complete: bool
     """True when the manifest and every file it names are here and match."""
     cause: str = ""
+    reason: Reason = Reason.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

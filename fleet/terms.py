@@ -2,9 +2,9 @@
 
 from enum import StrEnum
 
-from fleet.harness.contract import Mode, Scenario, UnitState
+from fleet.harness.contract import Mode, Reason, Scenario, UnitState
 
-__all__ = ["Availability", "Category", "Division", "HostKind", "HostState", "Mode", "Scenario", "UnitState"]
+__all__ = ["Availability", "Category", "Division", "HostKind", "HostState", "Mode", "Reason", "Scenario", "UnitState"]
 
 
 class Division(StrEnum):
@@ -49,3 +49,5 @@ class HostState(StrEnum):
     """Reached, but preflight or provision says it cannot run what was asked."""
     FAILED = "failed"
     """A task failed on it."""
+    LEFT_OUT = "left-out"
+    """Not asked for this time, by --limit or --exclude."""

@@ -53,11 +53,40 @@ class UnitState(StrEnum):
     """The controller lost the host; the unit may still run there."""
     NOT_READY = "not-ready"
     """Its host did not pass provision, so it was never started."""
+    LEFT_OUT = "left-out"
+    """Not asked for this time, by --limit or --exclude; it counts as missing all the same."""
 
     @property
     def ended(self) -> bool:
         """True when nothing more will happen to the unit by itself."""
         return self not in {UnitState.PENDING, UnitState.QUEUED, UnitState.RUNNING}
+
+
+class Reason(StrEnum):
+    """Why a unit ended otherwise than done and valid, for machines: what is done about it hangs on this."""
+
+    NONE = ""
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    """Its host was rebooted, or something killed it."""
+    CANCELLED = "cancelled"
+    OUT_OF_MEMORY = "out-of-memory"
+    INVALID_RESULT = "invalid-result"
+    """LoadGen said INVALID."""
+    CORRUPT_FILES = "corrupt-files"
+    """What came home is not what the manifest names, or a log ends in the middle."""
+    NO_SPACE = "no-space"
+    MISSING_ASSET = "missing-asset"
+    SUPERVISOR_DIED = "supervisor-died"
+    HOST_KEY = "host-key"
+    BUSY = "busy"
+    """Something else holds the accelerator."""
+    POWER = "power"
+    """On battery, slept or throttled, and the campaign says stop."""
+    LOCK_CHANGED = "lock-changed"
+    """Code, packages, driver or weights are not those the unit was planned with."""
+    OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +133,13 @@ class RunSpec:
     """LoadGen settings that an identical system came to: where tuning begins."""
     tune_only: bool = False
     """Find out what LoadGen must be told, write tuning.json, and run no test."""
+    lock: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What must not change under a number, beside the campaign's part above: `fleet` (digest of the harness),
+    `environment` (digest of the pinned packages), `wheel:<name>`, `driver`, `cuda`, `weights`."""
+    attempt: int = 1
+    """Counts the times the unit was started; a further one starts over in a fresh folder."""
+    conditions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """`battery`, `sleep`, `thermal` to `warn`, `stop` or `ignore`; `warn` where nothing is said."""
     schema: int = SCHEMA
 
 
@@ -115,6 +151,12 @@ class UnitStatus:
     state: UnitState
     cause: str = ""
     """Why it ended otherwise than done; one line for people."""
+    reason: Reason = Reason.NONE
+    """The same for machines."""
+    conditions: dict[str, float] = dataclasses.field(default_factory=dict)
+    """`battery`, `sleep`, `thermal` to the seconds that each was seen while the unit ran."""
+    beat_uptime: float | None = None
+    """Seconds since the host's boot at the last heartbeat: no set clock can shift it."""
     pid: int | None = None
     boot_id: str = ""
     started_at: float | None = None
@@ -133,6 +175,8 @@ class SupervisorBeat:
     pid: int
     boot_id: str
     heartbeat_at: float
+    beat_uptime: float | None = None
+    """As in UnitStatus."""
     schema: int = SCHEMA
 
 

@@ -34,7 +34,7 @@ def test_a_minimal_campaign_gets_the_documented_defaults() -> None:
     assert benchmark.modes == (Mode.ACCURACY, Mode.PERFORMANCE)
     (host,) = found.hosts
     assert (host.name, host.kind, host.connection) == ("h01", HostKind.SERVER, "ssh")
-    assert found.run.lost_after_s == 60
+    assert found.run.lost_after_s == 25
 
 
 @pytest.mark.parametrize(
