@@ -92,7 +92,7 @@ def opened(name: str, benchmark: bert.Bert, cache: Path, **more: Any) -> Backend
         return pytorch.open(benchmark, {"device": "cpu", "threads": 1, **more})
     if name == "onnxruntime":
         return onnxruntime.open(benchmark, {"threads": 1, "cache": str(cache), **more})
-    return tensorflow.open(benchmark, {"device": "cpu", **more})
+    return tensorflow.open(benchmark, {"device": "cpu", "threads": 1, **more})
 
 
 def worst(backend: Backend, samples: list[Features], expected: list[Any]) -> float:
