@@ -39,6 +39,10 @@ demo: $(VENV)/.base  ## Benchmark this machine: a quick run, from preflight to s
 test: $(VENV)/.dev system-packages lint  ## Set everything up and run every test
 	$(BIN)/python -m pytest
 
+.PHONY: test-scale
+test-scale: $(VENV)/.dev system-packages  ## The tests that need 48 lab hosts, some minutes
+	$(BIN)/python -m pytest -m scale
+
 .PHONY: system-packages
 system-packages:
 	@./.ci/packages $(APT_TEST)
