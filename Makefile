@@ -45,6 +45,10 @@ test-gpu: $(VENV)/.dev  ## Test what needs an NVIDIA GPU, on a machine that has 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/backend-tensorrt.txt
 	$(BIN)/python -m pytest tests/gpu
 
+.PHONY: test-scale
+test-scale: $(VENV)/.dev system-packages  ## The tests that need 48 lab hosts, some minutes
+	$(BIN)/python -m pytest -m scale
+
 .PHONY: system-packages
 system-packages:
 	@./.ci/packages $(APT_TEST)

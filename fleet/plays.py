@@ -52,6 +52,8 @@ class HostOutcome:
     changed: int = 0
     ok: int = 0
     cause: str = ""
+    hint: str = ""
+    """The next command, where one is known."""
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Task name to its result."""
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import content, planning, preflight
+from fleet import content, look, planning, preflight
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import SystemFacts
 from fleet.inventory import files, ssh_config
-from fleet.inventory.hosts import Reachability
+from fleet.inventory.hosts import Host, Reachability
 from fleet.mlperf import rules
 from fleet.plays import HostOutcome, PlayEvent, PlayRequest, Plays
 from fleet.session import Session
@@ -44,18 +44,21 @@ def provision(session: Session, campaign: Campaign, plays: Plays, watch: Watch) 
 
 def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, playbook: str) -> tuple[Readiness, ...]:
     reachable = files.reachability(session)
-    usable = [item.host for item in reachable if item.state is HostState.READY]
-    request = PlayRequest(
-        playbook=playbook,
-        inventory=session.inventory / "hosts.yml",
-        hosts=usable,
-        variables=variables(session, campaign, describe=playbook == "provision"),
-        folder=session.plays / playbook,
-        ssh_arguments=ssh_config.ssh_arguments(),
-    )
-    outcomes = plays.run(request, lambda event: _tell(watch, event))
-    planner = planning.Planner(session, campaign, quick=False)
+    usable = [item for item in reachable if item.state is HostState.READY]
     hosts = {host.name: host for host in files.hosts(session)}
+    given = variables(session, campaign, describe=playbook == "provision")
+    outcomes = _look(campaign, usable, hosts, given, watch)
+    if rest := [item.host for item in usable if item.host not in outcomes]:
+        request = PlayRequest(
+            playbook=playbook,
+            inventory=session.inventory / "hosts.yml",
+            hosts=rest,
+            variables=given,
+            folder=session.plays / playbook,
+            ssh_arguments=ssh_config.ssh_arguments(),
+        )
+        outcomes.update(plays.run(request, lambda event: _tell(watch, event)))
+    planner = planning.Planner(session, campaign, quick=False)
     found = tuple(
         replace(
             _readiness(session, campaign, item, outcomes.get(item.host)),
@@ -66,6 +69,23 @@ def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, p
     for item in found:
         watch.host(item.host, item.cause or "ready", ended=True)
     return found
+
+
+def _look(
+    campaign: Campaign, usable: list[Reachability], hosts: dict[str, Host], given: dict[str, Any], watch: Watch
+) -> dict[str, HostOutcome]:
+    """Outcomes of the hosts that need no play."""
+    wanted = look.Wanted(
+        python_env=given["python_env_digest"],
+        harness=given.get("preflight_harness_digest"),
+        assets={item["name"]: given["assets_digest"] for item in given["assets_benchmarks"]},
+    )
+    looked = []
+    for item in usable:
+        options = look.options({**campaign.role_variables, **given}, work_dir=files.work_dir(item, campaign))
+        if options is not None:
+            looked.append(look.Looked(host=hosts[item.host], python=item.python, options=options))
+    return look.look(looked, wanted, PREFLIGHT, lambda host: watch.host(host, PREFLIGHT))
 
 
 def _tell(watch: Watch, event: PlayEvent) -> None:
@@ -182,6 +202,8 @@ def _batches(campaign: Campaign, told: dict[str, Any]) -> dict[str, int]:
 def _hint(outcome: HostOutcome, host: str) -> str:
     if outcome.state is HostState.READY:
         return ""
+    if outcome.hint:
+        return outcome.hint
     if "No space left" in outcome.cause:
         return f"free space on {host}, then: fleet provision"
     return "fleet provision" if outcome.state is HostState.FAILED else f"fix {host} as said, then: fleet check"

@@ -42,14 +42,14 @@ def environment(work: Path, python: str) -> None:
 
 
 def answer(work: Path, *, smi: str, digest: str = "wanted") -> dict[str, Any]:
-    """What the module says of NEED, run as Ansible runs it, with an nvidia-smi that runs `smi`."""
+    """What the module says of NEED, run as the control channel runs it, with an nvidia-smi that runs `smi`."""
     script(work / "bin" / "nvidia-smi", smi)
     arguments = {
         "work_dir": str(work), "needs": {"bert-99": NEED}, "spare_gib": 0.0, "python_env_digest": digest,
-        "on_battery": "ignore",
+        "on_battery": "ignore", "harness_digest": "",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, MODULE, json.dumps({"ANSIBLE_MODULE_ARGS": arguments})],
+        [sys.executable, MODULE, json.dumps(arguments)],
         capture_output=True, text=True, check=False, env={**os.environ, "PATH": f"{work / 'bin'}:{os.environ['PATH']}"},
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout)
@@ -61,7 +61,7 @@ H200 = "echo 'NVIDIA H200, 143771, 580.159.04'"
 
 def test_a_host_without_a_gpu_cannot_and_why(tmp_path: Path) -> None:
     said = answer(tmp_path, smi="echo 'NVIDIA-SMI has failed'; exit 9")
-    assert said["failed"]
+    assert said["fleet_not_ready"]
     assert said["cannot"] == {"bert-99": "no NVIDIA GPU answers here (nvidia-smi), and its backend needs one"}
 
 

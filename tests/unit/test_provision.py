@@ -12,13 +12,22 @@ import pytest
 
 from fleet import handoff, provision
 from fleet.harness.contract import SystemFacts
+from fleet.inventory import reach
 from fleet.plays import HostOutcome, PlayEvent
 from fleet.terms import HostState
-from tests.unit.fakes import MINIMAL, FakePlays, RecordingWatch, scene
+from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, scene
 from tests.unit.results.session_files import facts
 
 TWO = MINIMAL.replace("[{name: h01, kind: server}]", "[{name: h01, kind: server}, {name: h02, kind: server}]")
 PREFLIGHT = {"work_dir": "/w", "cannot": {"tiny-bert": "0.5 GiB memory"}, "host_warnings": ["on battery"]}
+
+
+@pytest.fixture(autouse=True)
+def answer(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
+    """Every host's connection; its answer settles nothing, so that the host is left to the play."""
+    connection = FakeConnection([""])
+    monkeypatch.setattr(reach, "connect", lambda _: connection)
+    return connection
 
 
 def outcome(state: HostState = HostState.READY, **more: Any) -> HostOutcome:
@@ -90,6 +99,50 @@ def test_check_changes_nothing_here_either(tmp_path: Path) -> None:
     assert plays.requests[0].playbook == "preflight"
     assert (found.state, found.hint) == (HostState.NOT_READY, "fix h01 as said, then: fleet check")
     assert handoff.readiness(made.session) == before
+
+
+def test_converged_hosts_are_asked_and_not_played(tmp_path: Path, answer: FakeConnection) -> None:
+    made = scene(tmp_path, TWO, states={"h02": HostState.UNKNOWN_KEY})
+    given = provision.variables(made.session, made.campaign, describe=True)
+    stamps = {
+        "python_env": given["python_env_digest"],
+        "harness": given["harness_digest"],
+        "assets": {"tiny-bert": given["assets_digest"]},
+    }
+    told = {
+        **PREFLIGHT,
+        "cannot": {},
+        "stamps": stamps,
+        "msg": "",
+        "description": json.dumps(asdict(facts("aws-g5-xlarge"))),
+    }
+    answer.answers = [json.dumps(told)]
+    plays, watch = FakePlays(), RecordingWatch()
+    one, two = provision.provision(made.session, made.campaign, plays, watch)
+    assert plays.requests == []
+    assert (one.state, one.changed, one.work_dir, one.warnings) == (HostState.READY, 0, "/w", ("on battery",))
+    assert two.state is HostState.UNKNOWN_KEY
+    assert watch.lines == [("h01", "Look at the host"), ("h01", "ready"), ("h02", "h02 is away")]
+    assert made.session.read(made.session.provision / "facts" / "h01.json", SystemFacts) == facts("aws-g5-xlarge")
+
+
+def test_hosts_that_need_changes_are_played_and_others_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scene(tmp_path, TWO)
+    stamps = {"python_env": "old", "harness": "old", "assets": {}}
+    full = {
+        "h01": {"msg": "", "cannot": {}, "stamps": stamps},
+        "h02": {"msg": "disk full", "cannot": {}, "stamps": stamps},
+    }
+    monkeypatch.setattr(reach, "connect", lambda host: FakeConnection([json.dumps(full[host.name])]))
+    plays = FakePlays()
+    one, two = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert [list(request.hosts) for request in plays.requests] == [["h01"]]
+    assert one.state is HostState.READY
+    assert (two.state, two.cause, two.hint) == (HostState.NOT_READY, "disk full", "fix h02 as said, then: fleet check")
+    plays = FakePlays()
+    found = provision.check(made.session, made.campaign, plays, RecordingWatch())
+    assert [item.state for item in found] == [HostState.READY, HostState.NOT_READY]
+    assert plays.requests == []
 
 
 @pytest.mark.parametrize(
@@ -168,4 +221,4 @@ def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:
     ]
     watch = RecordingWatch()
     provision.check(made.session, made.campaign, FakePlays(events=events), watch)
-    assert watch.lines == [("h01", "Install the pinned packages"), ("h01", "ready")]
+    assert watch.lines == [("h01", "Look at the host"), ("h01", "Install the pinned packages"), ("h01", "ready")]

@@ -1,7 +1,8 @@
 #!/usr/bin/python
 """Ansible module: everything preflight wants to know about a host, in one task that changes nothing.
 
-One fat module, because a task costs a second on a busy host and this one runs before every stage.
+One fat module, because a task costs a second on a busy host and this one runs before every stage. Called with its
+options as JSON it is a plain script that needs no Ansible: so fleet asks a host over a connection of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: fleet_preflight
@@ -203,37 +203,26 @@ def problems(work_dir: Path, free: int, params: dict, done: dict[str, object]) -
     return found
 
 
-def main() -> None:
-    """Module entry point."""
-    module = AnsibleModule(
-        argument_spec={
-            "work_dir": {"type": "str", "required": True},
-            "needs": {"type": "dict", "required": True},
-            "spare_gib": {"type": "float", "default": 0.25},
-            "on_battery": {"type": "str", "default": "warn", "choices": ["warn", "stop", "ignore"]},
-            "python_env_digest": {"type": "str", "default": ""},
-            "harness_digest": {"type": "str", "default": ""},
-        },
-        supports_check_mode=True,
-    )
-    work_dir = Path(module.params["work_dir"]).expanduser()
+def look(params: dict) -> dict[str, object]:
+    """The module's answer; `msg` says what stands in the way, and is empty where nothing does."""
+    work_dir = Path(params["work_dir"]).expanduser()
     memory = meminfo()
     free = free_bytes(work_dir)
     done = stamps(work_dir)
     cards = gpus()
-    there = set(done["assets"]) if converged(module.params, done) else set()
+    there = set(done["assets"]) if converged(params, done) else set()
     answers = {
         name: shortage(need, memory["MemTotal"], cards, None if name in there else free)
-        for name, need in module.params["needs"].items()
+        for name, need in params["needs"].items()
     }
     # Where the environment is not there yet, installing it will say what it lacks.
-    if module.params["python_env_digest"] and done["python_env"] == module.params["python_env_digest"]:
-        for name, need in module.params["needs"].items():
+    if converged(params, done):
+        for name, need in params["needs"].items():
             answers[name] = answers[name] or (missing(work_dir, need["module"]) if need.get("module") else "")
     cannot = {name: reason for name, reason in answers.items() if reason}
-    warnings = ["on battery: results will be slower"] if module.params["on_battery"] == "warn" and on_battery() else []
-    found = problems(work_dir, free, module.params, done)
-    if cannot and len(cannot) == len(module.params["needs"]):
+    warnings = ["on battery: results will be slower"] if params["on_battery"] == "warn" and on_battery() else []
+    found = problems(work_dir, free, params, done)
+    if cannot and len(cannot) == len(params["needs"]):
         found.extend(f"{name}: {reason}" for name, reason in cannot.items())
     facts = {
         "work_dir": str(work_dir),
@@ -245,14 +234,36 @@ def main() -> None:
         "host_warnings": warnings,
         "stamps": done,
     }
-    wanted = (module.params["python_env_digest"], module.params["harness_digest"])
-    if module.params["harness_digest"] and (done["python_env"], done["harness"]) == wanted:
+    wanted = (params["python_env_digest"], params["harness_digest"])
+    if params["harness_digest"] and (done["python_env"], done["harness"]) == wanted:
         # On a host that is ready already this is the only task, and a task costs more than what it does.
         facts["description"] = description(work_dir)
-    if found:
-        module.fail_json(msg="; ".join(found), fleet_not_ready=True, **facts)
+    return {**facts, "msg": "; ".join(found), "fleet_not_ready": bool(found)}
+
+
+def main() -> None:
+    """Module entry point."""
+    from ansible.module_utils.basic import AnsibleModule
+
+    module = AnsibleModule(
+        argument_spec={
+            "work_dir": {"type": "str", "required": True},
+            "needs": {"type": "dict", "required": True},
+            "spare_gib": {"type": "float", "default": 0.25},
+            "on_battery": {"type": "str", "default": "warn", "choices": ["warn", "stop", "ignore"]},
+            "python_env_digest": {"type": "str", "default": ""},
+            "harness_digest": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    facts = look(module.params)
+    if facts["msg"]:
+        module.fail_json(**facts)
     module.exit_json(changed=False, **facts)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        sys.stdout.write(json.dumps(look(json.loads(sys.argv[1]))))
+    else:
+        main()
