@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import yaml
@@ -76,16 +77,22 @@ class Wanted:
         return there and complete and bool(answer.description)
 
 
+@cache
+def _role() -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The role's variables: default and specification of each."""
+    folder = content.root() / "roles" / ROLE
+    defaults, specs = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for name in FILES)
+    return {name: (defaults[name], spec) for name, spec in specs["argument_specs"]["main"]["options"].items()}
+
+
 def options(given: Mapping[str, Any], *, work_dir: str) -> dict[str, Any] | None:
     """The module's options: the role's defaults under `given` variables, with `work_dir` for fleet's folder.
 
     None where Ansible must decide: a value is a template, or is not what the role's argument_specs ask for.
     """
-    role = content.root() / "roles" / ROLE
-    defaults, specs = (yaml.safe_load((role / name).read_text(encoding="utf-8")) for name in FILES)
     found: dict[str, Any] = {}
-    for name, spec in specs["argument_specs"]["main"]["options"].items():
-        value = given.get(name, defaults[name])
+    for name, (default, spec) in _role().items():
+        value = given.get(name, default)
         value = work_dir if value == "{{ fleet_work_dir }}" else value
         template = re.search(r"{[{%#]", json.dumps(value, default=str))
         if template or not isinstance(value, KINDS[spec["type"]]) or value not in spec.get("choices", [value]):

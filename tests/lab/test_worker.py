@@ -24,7 +24,7 @@ FAR = ("far01", "far02")
 
 
 def blocks() -> list[str]:
-    """The page's shell blocks: getting the packages, installing them on the worker, the play."""
+    """The page's shell blocks: getting the packages, installing them, laying the play out, playing it."""
     return re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -88,7 +88,7 @@ def desk(lab_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.lab
 def test_a_play_runs_from_the_worker_and_comes_home(desk: Desk) -> None:
-    done = desk.shell(blocks()[2])
+    done = desk.shell(blocks()[2] + blocks()[3])
     assert done.returncode == 0, done.stdout + done.stderr
     looked = {
         event["event_data"]["host"]: event["event_data"]["res"]
@@ -110,8 +110,7 @@ def test_a_host_that_the_worker_cannot_reach_is_named_at_home(desk: Desk) -> Non
     shutil.rmtree(desk.fleet.folder / "play" / "artifacts", ignore_errors=True)
     desk.lab["far02"].link(up=False)
     try:
-        # The inventory is there; the play is what is repeated.
-        done = desk.shell(blocks()[2].splitlines()[-1])
+        done = desk.shell(blocks()[3])
     finally:
         desk.lab["far02"].link(up=True)
     assert done.returncode == 4, done.stdout + done.stderr
