@@ -11,7 +11,7 @@ import shutil
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -21,10 +21,11 @@ from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationEr
 
 from fleet import handoff
 from fleet.handoff import Collected, CollectedFile, UnitRecord
-from fleet.harness.contract import FileEntry, RunManifest, UnitState, read_spec
+from fleet.harness.contract import FileEntry, RunManifest, RunSpec, UnitState, read_spec
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
 from fleet.session import Session
+from fleet.subset import EVERYTHING, Subset
 from fleet.terms import HostState
 from fleet.watch import Watch
 
@@ -46,11 +47,12 @@ class _Packed(BaseModel):
 class Collector:
     """Brings units home one by one, over whatever connection is open; safe to call from several threads."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, planned: Mapping[str, RunSpec] | None = None) -> None:
+        """`planned` by unit instead of the plan's own, where it is still growing."""
         self._session = session
         self._incoming = session.collect / ".incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
-        self._specs = {spec.unit: spec for spec in handoff.plan(session).units}
+        self._specs = {spec.unit: spec for spec in handoff.plan(session).units} if planned is None else planned
         self._lock = threading.Lock()
         self.found = handoff.collected(session)
 
@@ -144,8 +146,8 @@ def _read_packed(text: str) -> _Packed:
         raise ValueError(f"the host's answer cannot be read: {where}{wrong['msg']}") from error
 
 
-def collect(session: Session, watch: Watch) -> dict[str, Collected]:
-    """Fetch and verify what ran and is not home yet; one entry per planned unit."""
+def collect(session: Session, watch: Watch, subset: Subset = EVERYTHING) -> dict[str, Collected]:
+    """Fetch and verify what ran and is not home yet; one entry per planned unit. Only hosts of `subset` are asked."""
     watch.stage("collect", "files home, checked against their manifests")
     collector = Collector(session)
     known = handoff.records(session)
@@ -153,6 +155,9 @@ def collect(session: Session, watch: Watch) -> dict[str, Collected]:
     for spec in handoff.plan(session).units:
         record = known.get(spec.unit)
         if collector.is_home(spec.unit):
+            continue
+        if cause := subset.left_out(spec.host):
+            collector.note(spec.unit, Collected(folder="", complete=False, cause=cause))
             continue
         if record is not None and record.status is not None and record.state.ended:
             wanted.setdefault(spec.host, []).append(record)

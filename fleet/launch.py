@@ -1,12 +1,13 @@
 """Hand hosts their units and watch them to their ends: what run and tune have in common."""
 
-from collections.abc import Callable, Sequence
+import queue
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleet import handoff, poll
 from fleet.campaign import Campaign
-from fleet.handoff import UnitRecord
+from fleet.handoff import Readiness, UnitRecord
 from fleet.harness.contract import RunSpec, UnitState
 from fleet.inventory import files, reach, ssh_config
 from fleet.plays import PlayRequest, Plays
@@ -16,6 +17,23 @@ from fleet.watch import Watch, duration
 
 Bring = Callable[[reach.Connection, str, UnitRecord], object]
 """What is done about an ended unit while the connection to its host is open: connection, work folder, record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A host as provision left it, and the units to start there."""
+
+    readiness: Readiness
+    specs: list[RunSpec]
+
+
+def batches(pairs: Iterable[tuple[Readiness, list[RunSpec]]]) -> "queue.SimpleQueue[Batch | None]":
+    """A finished queue, for who has everything."""
+    found: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+    for readiness, specs in pairs:
+        found.put(Batch(readiness=readiness, specs=specs))
+    found.put(None)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +53,9 @@ class Launcher:
         """Keep what is known of a unit."""
         self.session.write(self.folder / "units" / f"{record.unit}.json", record)
 
-    def launch(self, wanted: Sequence[RunSpec], bring: Callable[[], Bring]) -> None:
-        """Start `wanted` and watch until each has ended; `bring` is asked for once something has started."""
+    def launch(self, waiting: "queue.SimpleQueue[Batch | None]", bring: Callable[[], Bring]) -> None:
+        """Start what comes out of `waiting` and watch until each has ended; `bring` is asked for once something has."""
+        wanted = [spec for batch in iter(waiting.get, None) for spec in batch.specs]
         if started := self._start(wanted):
             poll.poll(
                 started,

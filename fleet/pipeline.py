@@ -60,7 +60,7 @@ def measure(outing: Outing) -> Any:
         outing.plays,
         outing.watch,
         quick=outing.quick,
-        bringer=lambda: collect.Collector(outing.session).bring,
+        bringer=lambda planned: collect.Collector(outing.session, planned).bring,
     )
 
 

@@ -126,6 +126,7 @@ class RecordingWatch:
     stages: list[str] = field(default_factory=list)
     lines: list[tuple[str, str]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str, text: str) -> None:
         assert text
@@ -136,6 +137,9 @@ class RecordingWatch:
         self.lines.append((host, text))
         if ended:
             self.ended.append(host)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @dataclass(frozen=True)

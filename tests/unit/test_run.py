@@ -1,8 +1,9 @@
 """The run stage: a record for every planned unit from the first moment, and an end with a cause for each."""
 
 import json
+import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from fleet.harness.contract import RunSpec, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
 from fleet.plays import HostOutcome
+from fleet.subset import Subset
 from fleet.terms import HostKind, HostState, Mode, Scenario
 from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, Scene, answer, scene, status
 
@@ -52,7 +54,7 @@ def plan(made: Scene, *, quick: bool = False) -> handoff.Plan:
 
 def go(made: Scene, plays: FakePlays, watch: RecordingWatch | None = None, *, quick: bool = False) -> Any:
     found = run.run(
-        made.session, made.campaign, plays, watch or RecordingWatch(), quick=quick, bringer=lambda: lambda *_: None
+        made.session, made.campaign, plays, watch or RecordingWatch(), quick=quick, bringer=lambda _: lambda *_: None
     )
     return {record.unit: record for record in found}
 
@@ -126,6 +128,13 @@ def test_labels_that_the_campaign_brings_about_are_there_before_anything_ran(
     assert made.session.read(made.session.run / "units" / f"{UNIT}.json", handoff.UnitRecord).labels == labels
 
 
+def bring_home(made: Scene, **changes: Any) -> None:
+    """Every unit's files are here and verified, unless `changes` says otherwise."""
+    home = handoff.Collected(**{"folder": "collect/h01/x", "complete": True, **changes})
+    units = {spec.unit: home for spec in handoff.plan(made.session).units}
+    made.session.write(made.session.collect / "collected.json", handoff.CollectedFile(units=units))
+
+
 def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path)
     units = [spec.unit for spec in plan(made).units]
@@ -155,7 +164,8 @@ def test_ended_units_are_handed_to_the_bringer_of_the_plan_just_written(tmp_path
     connect({"h01": connection})
     brought: list[tuple[object, str, str, UnitState]] = []
 
-    def bringer() -> launch.Bring:
+    def bringer(planned: Mapping[str, RunSpec]) -> launch.Bring:
+        assert list(planned) == [UNIT]
         assert [spec.unit for spec in handoff.plan(made.session).units] == [UNIT]
         return lambda at, work_dir, record: brought.append((at, work_dir, record.unit, record.state))
 
@@ -207,6 +217,7 @@ def test_done_units_are_not_run_again_until_their_spec_changes(tmp_path: Path, c
     connect({"h01": FakeConnection([answer(status(UNIT))])})
     plays = FakePlays()
     go(made, plays)
+    bring_home(made)
     assert go(made, plays)[UNIT].state is UnitState.DONE
     assert len(plays.requests) == 1
     go(made, plays, quick=True)
@@ -219,6 +230,7 @@ def test_done_units_are_kept_when_only_fleets_folder_lies_elsewhere(tmp_path: Pa
     connect({"h01": FakeConnection([answer(status(UNIT))])})
     plays = FakePlays()
     go(made, plays)
+    bring_home(made)
     moved = [replace(item, work_dir="/scratch/fleet") for item in handoff.readiness(made.session)]
     made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(moved)))
     assert go(made, plays)[UNIT].state is UnitState.DONE
@@ -298,3 +310,94 @@ def test_specs_name_the_scenario_in_user_conf(tmp_path: Path) -> None:
     (spec, _) = plan(scene(tmp_path, text)).units
     assert spec.scenario is Scenario.SERVER
     assert spec.user_conf == "*.Server.target_qps = 3.0\n"
+
+
+def test_a_host_that_is_away_keeps_its_plan_and_what_it_measured(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT, lock={"driver": "550.1"})
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    go(made, FakePlays())
+    bring_home(made)
+    before = handoff.plan(made.session)
+    away = [
+        replace(item, state=HostState.UNREACHABLE, lock={}, work_dir="") for item in handoff.readiness(made.session)
+    ]
+    made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(away)))
+    watch = RecordingWatch()
+    assert go(made, FakePlays(), watch)[UNIT].state is UnitState.DONE
+    assert handoff.plan(made.session) == before
+    assert watch.notes == []
+
+
+def test_a_changed_driver_is_measured_again_and_said(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT, lock={"driver": "550.1"})
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    go(made, FakePlays())
+    bring_home(made)
+    newer = [replace(item, lock={"driver": "560.2"}) for item in handoff.readiness(made.session)]
+    made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(newer)))
+    watch = RecordingWatch()
+    go(made, FakePlays(), watch)
+    assert watch.notes == [f"again: {UNIT}: driver 550.1 → 560.2"]
+    (spec,) = handoff.plan(made.session).units
+    assert (spec.lock, spec.attempt) == ({"driver": "560.2"}, 2)
+
+
+def test_units_that_are_left_out_say_so_and_others_run(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT.replace("kind: server}]", "kind: server}, {name: h02, kind: server}]"))
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    found = run.run(
+        made.session,
+        made.campaign,
+        FakePlays(),
+        RecordingWatch(),
+        quick=False,
+        bringer=lambda _: lambda *_: None,
+        subset=Subset(exclude=("h02",)),
+    )
+    assert [(item.state, item.cause) for item in found] == [
+        (UnitState.DONE, ""),
+        (UnitState.LEFT_OUT, "--exclude h02"),
+    ]
+    connect({"h02": FakeConnection([answer(status(UNIT.replace("h01", "h02")))])})
+    bring_home(made)
+    assert {item.state for item in go(made, FakePlays()).values()} == {UnitState.DONE}
+
+
+def test_hosts_that_come_one_by_one_are_planned_as_they_come(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT.replace("kind: server}]", "kind: server}, {name: h02, kind: server}]"))
+    h02 = UNIT.replace("h01", "h02")
+    connect({"h01": FakeConnection([answer(status(UNIT))]), "h02": FakeConnection([answer(status(h02))])})
+    one, two = handoff.readiness(made.session)
+    ready: run.Ready = queue.SimpleQueue()
+    planned: dict[str, RunSpec] = {}
+
+    def bringer(live: Mapping[str, RunSpec]) -> launch.Bring:
+        return lambda _, __, record: planned.update({record.unit: live[record.unit]})
+
+    for item in (replace(two, lock={"driver": "2"}), replace(one, lock={"driver": "1"}), None):
+        ready.put(item)
+    found = run.run(
+        made.session, made.campaign, FakePlays(), RecordingWatch(), quick=False, bringer=bringer, ready=ready
+    )
+    assert [(item.unit, item.state) for item in found] == [(UNIT, UnitState.DONE), (h02, UnitState.DONE)]
+    assert [spec.lock for spec in handoff.plan(made.session).units] == [{"driver": "1"}, {"driver": "2"}]
+    assert {unit: spec.lock for unit, spec in planned.items()} == {UNIT: {"driver": "1"}, h02: {"driver": "2"}}
+
+
+def test_a_disk_that_is_full_while_hosts_are_handed_over_ends_the_run_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scene(tmp_path, ONE_UNIT)
+    write = type(made.session).write
+    plans: list[Path] = []
+
+    def full(session: Any, path: Path, value: Any) -> None:
+        if path.name == "plan.json":
+            plans.append(path)
+            if len(plans) > 1:
+                raise OSError(28, "No space left on device", str(path))
+        write(session, path, value)
+
+    monkeypatch.setattr(type(made.session), "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        go(made, FakePlays())
