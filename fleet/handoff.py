@@ -89,6 +89,23 @@ class UnitRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostRecord:
+    """run/hosts/<host>.json: whether a host answers while its units run; written when that changes."""
+
+    host: str
+    state: HostState
+    """READY while it answers, UNREACHABLE once it counts as lost, CHANGED_KEY when it must not be asked any more."""
+    cause: str = ""
+    """Why the last question got no answer; said from the first one on, long before the host counts as lost."""
+    hint: str = ""
+    since: float
+    """When this became so: Unix seconds by the controller's clock."""
+    last_answer_at: float | None = None
+    """The same clock; None before its first answer."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
     """What came home of one unit."""
 
@@ -196,6 +213,12 @@ def records(session: Session, stage: Path | None = None) -> dict[str, UnitRecord
         record = session.read(path, UnitRecord)
         found[record.unit] = record
     return found
+
+
+def host_records(session: Session) -> dict[str, HostRecord]:
+    """Hosts that were asked while their units ran, and whether they answered."""
+    paths = sorted((session.run / "hosts").glob("*.json"))
+    return {found.host: found for found in (session.read(path, HostRecord) for path in paths)}
 
 
 def tuned(session: Session) -> dict[str, dict[str, dict[Scenario, dict[str, float]]]]:
