@@ -66,6 +66,13 @@ class _HostRow:
     """Unix seconds by the controller's clock."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """A host in hosts.json."""
+
+    name: str
+
+
 def _hosts(session: Session) -> list[_HostRow]:
     """Each host's last word: from its run, else from provision, else from the inventory."""
     if not (session.inventory / "hosts.json").is_file():
@@ -74,8 +81,7 @@ def _hosts(session: Session) -> list[_HostRow]:
     ready = {item.host: item for item in _of(session.provision / "readiness.json", handoff.readiness, session)}
     reached = {item.host: item for item in _of(session.inventory / "reachability.json", files.reachability, session)}
     rows = []
-    for host in files.hosts(session):
-        name = host.name
+    for name in [host.name for host in session.read(session.inventory / "hosts.json", list[_Named])]:
         found = asked.get(name) or ready.get(name) or reached.get(name)
         rows.append(
             _HostRow(
