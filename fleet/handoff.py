@@ -85,6 +85,23 @@ class UnitRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostRecord:
+    """run/hosts/<host>.json: whether a host answers while its units run; written when that changes."""
+
+    host: str
+    state: HostState
+    """READY while it answers, UNREACHABLE once it counts as lost, CHANGED_KEY when it must not be asked any more."""
+    cause: str = ""
+    """Why the last question got no answer; said from the first one on, long before the host counts as lost."""
+    hint: str = ""
+    since: float
+    """When this became so: Unix seconds by the controller's clock."""
+    last_answer_at: float | None = None
+    """The same clock; None before its first answer."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
     """What came home of one unit."""
 
@@ -124,9 +141,9 @@ def pending(spec: RunSpec) -> UnitRecord:
 def same_run(one: RunSpec, other: RunSpec) -> bool:
     """Whether two specs ask for the same measurement.
 
-    Where fleet's folder lies on the host, and where its tuning begins, makes no difference.
+    Where fleet's folder lies on the host, where its tuning begins, and how often it was started, makes no difference.
     """
-    return replace(one, work_dir="", start={}) == replace(other, work_dir="", start={})
+    return replace(one, work_dir="", start={}, attempt=1) == replace(other, work_dir="", start={}, attempt=1)
 
 
 def readiness(session: Session) -> tuple[Readiness, ...]:

@@ -47,7 +47,7 @@ def make_ready(outing: Outing) -> Any:
 
 def tune_targets(outing: Outing) -> Any:
     """Find what LoadGen must be told; not one of the stages, since a run without a value finds its own."""
-    return tune.tune(outing.session, outing.campaign, outing.plays, outing.watch, quick=outing.quick)
+    return tune.tune(outing.session, outing.campaign, outing.watch, quick=outing.quick)
 
 
 def measure(outing: Outing) -> Any:
@@ -57,7 +57,6 @@ def measure(outing: Outing) -> Any:
     return run.run(
         outing.session,
         outing.campaign,
-        outing.plays,
         outing.watch,
         quick=outing.quick,
         bringer=lambda: collect.Collector(outing.session).bring,

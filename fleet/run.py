@@ -10,7 +10,6 @@ from fleet import handoff, launch, planning
 from fleet.campaign import Campaign
 from fleet.handoff import UnitRecord
 from fleet.harness.contract import UnitState
-from fleet.plays import Plays
 from fleet.session import Session
 from fleet.watch import Watch
 
@@ -18,7 +17,6 @@ from fleet.watch import Watch
 def run(
     session: Session,
     campaign: Campaign,
-    plays: Plays,
     watch: Watch,
     *,
     quick: bool,
@@ -29,9 +27,7 @@ def run(
     `bringer` is called once the plan is written; what it returns brings the files of an ended unit home.
     """
     watch.stage("run", "LoadGen on every host that is ready")
-    launcher = launch.Launcher(
-        session=session, campaign=campaign, plays=plays, watch=watch, folder=session.run, token=session.token
-    )
+    launcher = launch.Launcher(session=session, campaign=campaign, watch=watch, folder=session.run, token=session.token)
     planned = planning.plan(session, campaign, quick=quick)
     before = handoff.records(session)
     earlier = {spec.unit: spec for spec in handoff.plan(session).units} if handoff.planned(session) else {}
@@ -49,6 +45,6 @@ def run(
     for spec in wanted:
         launcher.note(handoff.pending(spec))
     session.write(session.run / "plan.json", planned)
-    launcher.launch(wanted, bringer)
+    launcher.launch(launch.batches(launch.by_host(handoff.readiness(session), wanted)), bringer)
     now = handoff.records(session)
     return tuple(now[spec.unit] for spec in planned.units)
