@@ -72,9 +72,7 @@ def make_ready(outing: Outing, on_ready: provision.OnReady = lambda _: None) -> 
 
 def tune_targets(outing: Outing) -> Any:
     """Find what LoadGen must be told; not one of the stages, since a run without a value finds its own."""
-    return tune.tune(
-        outing.session, outing.campaign, outing.plays, outing.watch, quick=outing.quick, subset=outing.subset
-    )
+    return tune.tune(outing.session, outing.campaign, outing.watch, quick=outing.quick, subset=outing.subset)
 
 
 def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
@@ -84,7 +82,6 @@ def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
     return run.run(
         outing.session,
         outing.campaign,
-        outing.plays,
         outing.watch,
         quick=outing.quick,
         bringer=lambda planned: collect.Collector(outing.session, planned).bring,

@@ -6,15 +6,13 @@ on, and ends in a named state with a cause.
 
 import functools
 import queue
-import threading
 from collections.abc import Callable, Mapping
 
-from fleet import handoff, launch, planning, resume
+from fleet import handoff, launch, planning, resume, threads
 from fleet.campaign import Campaign
 from fleet.handoff import Plan, Readiness, UnitRecord
 from fleet.harness.contract import RunSpec
 from fleet.inventory import files
-from fleet.plays import Plays
 from fleet.resume import Decision
 from fleet.session import Session
 from fleet.subset import EVERYTHING, Subset
@@ -30,7 +28,6 @@ Ready = queue.SimpleQueue[Readiness | None]
 def run(
     session: Session,
     campaign: Campaign,
-    plays: Plays,
     watch: Watch,
     *,
     quick: bool,
@@ -43,16 +40,12 @@ def run(
     `bringer` is called once the plan is written. Hosts come from `ready`, or are all there as provision left them.
     """
     watch.stage("run", "LoadGen on every host that is ready")
-    launcher = launch.Launcher(
-        session=session, campaign=campaign, plays=plays, watch=watch, folder=session.run, token=session.token
-    )
+    launcher = launch.Launcher(session=session, campaign=campaign, watch=watch, folder=session.run, token=session.token)
     feeder = _Feeder(launcher, quick=quick, subset=subset)
     feeder.begin()
-    batches: queue.SimpleQueue[launch.Batch | None] = queue.SimpleQueue()
-    thread = threading.Thread(target=feeder.feed, args=(ready or _all_of(session), batches), daemon=True)
-    thread.start()
+    batches: launch.Batches = queue.SimpleQueue()
+    threads.start(lambda: feeder.feed(ready or _all_of(session), batches), "feeder")
     launcher.launch(batches, lambda: bringer(feeder.planned))
-    thread.join()
     if feeder.error is not None:
         raise feeder.error
     now = handoff.records(session)
@@ -115,7 +108,7 @@ class _Feeder:
                     decisions.append(self._decide(old.get(spec.unit), self.planned[spec.unit]))
         self._keep(decisions)
 
-    def feed(self, ready: Ready, batches: "queue.SimpleQueue[launch.Batch | None]") -> None:
+    def feed(self, ready: Ready, batches: launch.Batches) -> None:
         """Hand over every host that comes out of `ready`, and at its end close `batches`."""
         try:
             while not self._hand_over(_at_hand(ready), batches):
@@ -130,7 +123,7 @@ class _Feeder:
         finally:
             batches.put(None)
 
-    def _hand_over(self, items: list[Readiness | None], batches: "queue.SimpleQueue[launch.Batch | None]") -> bool:
+    def _hand_over(self, items: list[Readiness | None], batches: launch.Batches) -> bool:
         """Plan and hand over some hosts, with one new plan for all of them; True at the end."""
         found = {item.host: item for item in items if item is not None and item.host in self._waiting}
         planner = planning.Planner(self._session, self._campaign, quick=self._quick, ready=found)

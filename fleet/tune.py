@@ -4,28 +4,21 @@ One host of each kind of system goes first; the others begin where it ended. A h
 by itself when a run starts, so this stage may be left out.
 """
 
-import functools
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
 from fleet import campaign as campaigns
 from fleet import handoff, launch, planning
 from fleet.campaign import BenchmarkEntry, Campaign
-from fleet.handoff import Readiness, TunedFile, UnitRecord
-from fleet.harness.contract import RunSpec, Scenario, UnitState
+from fleet.handoff import TunedFile, UnitRecord
+from fleet.harness.contract import Scenario, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
-from fleet.plays import Plays
 from fleet.session import Session
 from fleet.subset import EVERYTHING, Subset
-from fleet.terms import HostState
 from fleet.watch import Watch
-
-if TYPE_CHECKING:
-    import queue
 
 _Task = tuple[Host, BenchmarkEntry, Scenario]
 
@@ -37,15 +30,12 @@ class _Told(BaseModel):
 
 
 def tune(
-    session: Session,
-    campaign: Campaign,
-    plays: Plays,
-    watch: Watch,
-    *,
-    quick: bool = False,
-    subset: Subset = EVERYTHING,
+    session: Session, campaign: Campaign, watch: Watch, *, quick: bool = False, subset: Subset = EVERYTHING
 ) -> tuple[TunedFile, ...]:
-    """Tune every scenario for which the campaign gives no value; one answer per host of `subset`, written to tune/<host>.json."""
+    """Tune every scenario for which the campaign gives no value; one answer per host of `subset`.
+
+    Each is written to tune/<host>.json.
+    """
     watch.stage("tune", "short probes: what LoadGen must be told about each host")
     hosts = [host for host in files.hosts(session) if not subset.left_out(host.name)]
     found = {host.name: TunedFile(host=host.name, values={}) for host in hosts}
@@ -63,7 +53,7 @@ def tune(
             first.setdefault(kinds[host.name], host.name)
     leaders = [task for task in wanted if task[0].name in first.values()]
     launcher = launch.Launcher(
-        session=session, campaign=campaign, plays=plays, watch=watch, folder=session.tune, token=f"{session.token}-tune"
+        session=session, campaign=campaign, watch=watch, folder=session.tune, token=f"{session.token}-tune"
     )
     for wave in (leaders, [task for task in wanted if task not in leaders]):
         _tune(launcher, wave, found, quick=quick)
@@ -87,7 +77,8 @@ def _tune(launcher: launch.Launcher, wave: Sequence[_Task], found: dict[str, Tun
     def bring(connection: reach.Connection, work_dir: str, record: UnitRecord) -> None:
         told[record.unit] = _ask(connection, f"{work_dir}/runs/{launcher.token}/{record.unit}/tuning.json", record)
 
-    launcher.launch(_batches(session, [planner.tuning(*task) for task in wave]), lambda: bring)
+    specs = [planner.tuning(*task) for task in wave]
+    launcher.launch(launch.batches(launch.by_host(handoff.readiness(session), specs)), lambda: bring)
     records = handoff.records(session, session.tune)
     for unit, (host, benchmark, scenario) in tasks.items():
         answer = told.get(unit, records[unit].cause or str(records[unit].state))
@@ -98,16 +89,6 @@ def _tune(launcher: launch.Launcher, wave: Sequence[_Task], found: dict[str, Tun
             entry.causes[unit] = answer
     for name in {host.name for host, *_ in wave}:
         session.write(session.tune / f"{name}.json", found[name])
-
-
-def _batches(session: Session, specs: Sequence[RunSpec]) -> "queue.SimpleQueue[launch.Batch | None]":
-    """Each host with all its units."""
-    found = {item.host: item for item in handoff.readiness(session)}
-    wanted: dict[str, list[RunSpec]] = {}
-    for spec in specs:
-        wanted.setdefault(spec.host, []).append(spec)
-    never = functools.partial(Readiness, state=HostState.NOT_READY, cause="never provisioned: fleet provision")
-    return launch.batches((found.get(host) or never(host=host), units) for host, units in wanted.items())
 
 
 def _ask(connection: reach.Connection, path: str, record: UnitRecord) -> _Told | str:
