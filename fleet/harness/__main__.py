@@ -75,9 +75,9 @@ def _prepare(given: argparse.Namespace) -> int:
 
 
 def _start(given: argparse.Namespace) -> int:
-    from fleet.harness import supervise
+    from fleet.harness import unit_queue
 
-    return _say(supervise.start(_work(given), json.load(sys.stdin)))
+    return _say(unit_queue.start(_work(given), json.load(sys.stdin)))
 
 
 def _supervise(given: argparse.Namespace) -> int:
@@ -87,16 +87,16 @@ def _supervise(given: argparse.Namespace) -> int:
 
 
 def _pack(given: argparse.Namespace) -> int:
-    from fleet.harness import supervise
+    from fleet.harness import packing
 
     os.nice(19)  # The next unit may be measuring.
-    return _say(supervise.pack(_work(given), given.session, given.unit))
+    return _say(packing.pack(_work(given), given.session, given.unit))
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    from fleet.harness import supervise
+    from fleet.harness import unit_queue
 
-    return _say({"cancelled": supervise.cancel(_work(given), given.session)})
+    return _say({"cancelled": unit_queue.cancel(_work(given), given.session)})
 
 
 _VERBS = {

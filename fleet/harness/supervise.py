@@ -1,153 +1,29 @@
 """Units on a host belong to a supervisor in a session of its own: the controller may come and go.
 
 WORK/supervisor.lock               held while a supervisor runs units: never two at once on a host
-WORK/runs/<session>/queue.json     units in order
-WORK/runs/<session>/cancel         exists when the session's units are to stop
-WORK/runs/<session>/<unit>/        run_spec.json, status.json, progress, LoadGen's logs, manifest.json
 """
 
 import fcntl
-import gzip
-import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fleet.harness import processes
 from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.processes import boot_id
+from fleet.harness.unit_queue import locked, read_order, read_status
 
 BEAT_SECONDS = 1.0
-FRESH_SECONDS = 30.0
-"""A running unit whose status is older has lost its supervisor."""
 REPEAT = 75
 """Exit status with which a unit asks to be started once more; fleet.harness.run gives it."""
-GRACE_SECONDS = 10.0
-"""Between SIGTERM and SIGKILL."""
-
-
-def boot_id() -> str:
-    """The kernel's id of this boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def start(work: Path, queue: dict[str, Any]) -> dict[str, list[str]]:
-    """Take `queue` = {"session": …, "specs": […]} and see that a supervisor works on it.
-
-    A unit that is done, queued or running by the same spec is left alone, and any other, ended first if it still
-    runs, starts over in a fresh folder. Returns unit names under `queued`, `kept` and `running`.
-    """
-    session = work / "runs" / str(queue["session"])
-    session.mkdir(parents=True, exist_ok=True)
-    answer: dict[str, list[str]] = {"queued": [], "kept": [], "running": []}
-    with _locked(session / "queue.lock"):
-        (session / "cancel").unlink(missing_ok=True)
-        order = _read_order(session)
-        for data in queue["specs"]:
-            unit = str(data["unit"])
-            answer[_take(session, unit, data)].append(unit)
-            order = [name for name in order if name != unit] + [unit]
-        write_json(session / "queue.json", order)
-    if answer["queued"] or answer["running"]:
-        # Always a further supervisor: it waits for the lock, and finds nothing to do if the one before saw everything.
-        with (session / "supervisor.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, _entry(), "supervise", str(work), str(queue["session"])],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True, cwd="/",
-            )  # fmt: skip
-    return answer
-
-
-def _entry() -> str:
-    """The harness as started, its links resolved: a later provision must not swap the code under a running session."""
-    started = Path(sys.argv[0])
-    return str(started.resolve() if started.is_dir() else Path(__file__).with_name("__main__.py"))
-
-
-def _take(session: Path, unit: str, data: dict[str, Any]) -> str:
-    folder = session / unit
-    status = read_status(folder)
-    text = json.dumps(data, indent=1, sort_keys=True) + "\n"
-    if status is not None:
-        same = _digest(folder / "run_spec.json") == hashlib.sha256(text.encode()).hexdigest()
-        if same and status.state is UnitState.DONE and (folder / "manifest.json").is_file():
-            return "kept"
-        if same and status.state is UnitState.QUEUED:
-            write_json(folder / "status.json", replace(status, heartbeat_at=time.time(), boot_id=boot_id()))
-            return "queued"
-        if status.state is UnitState.RUNNING and _alive(status):
-            if same:
-                return "running"
-            _end_running(folder)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / "run_spec.json").write_text(text, encoding="utf-8")
-    spec = read_spec(folder / "run_spec.json")
-    queued = UnitStatus(
-        unit=unit, state=UnitState.QUEUED, expected_s=spec.expected_s, heartbeat_at=time.time(), boot_id=boot_id()
-    )
-    write_json(folder / "status.json", queued)
-    return "queued"
-
-
-def _end_running(folder: Path) -> None:
-    """Ask the supervisor to end a unit that runs by an older spec, and wait for it.
-
-    Raises TimeoutError when it does not end.
-    """
-    (folder / "cancel").touch()
-    end = time.monotonic() + 3 * GRACE_SECONDS
-    while (status := read_status(folder)) is not None and not status.state.ended and _alive(status):
-        if time.monotonic() > end:
-            raise TimeoutError(f"{folder.name}: its earlier run does not end")
-        time.sleep(BEAT_SECONDS / 4)
-
-
-def read_status(folder: Path) -> UnitStatus | None:
-    """A unit's status, or None when there is none that can be read."""
-    try:
-        data = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        return UnitStatus(**{**data, "state": UnitState(data["state"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _alive(status: UnitStatus) -> bool:
-    """Whether a supervisor of this boot still writes the status."""
-    fresh = status.heartbeat_at is not None and time.time() - status.heartbeat_at < FRESH_SECONDS
-    return fresh and status.boot_id == boot_id()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an flock; it goes with the process, however it ends."""
-    with path.open("a+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _read_order(session: Path) -> list[str]:
-    try:
-        return [str(name) for name in json.loads((session / "queue.json").read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
-        return []
 
 
 def supervise(work: Path, session_name: str) -> int:
@@ -176,7 +52,7 @@ class Supervisor:
                     except (OSError, ValueError) as error:
                         self._fail(folder, f"{type(error).__name__}: {error}")
             if self._stopping:
-                with _locked(self._session / "queue.lock"):
+                with locked(self._session / "queue.lock"):
                     self._interrupt_queued("the supervisor was stopped")
         return int(self._stopping)
 
@@ -209,18 +85,18 @@ class Supervisor:
     def _end_orphan(self) -> None:
         """A unit whose supervisor was killed holds the lock with nobody to watch it: it is ended."""
         owner = _read_owner(self._lock_path)
-        if owner is None or owner["boot_id"] != boot_id() or _runs(owner["supervisor"], "supervise"):
+        if owner is None or owner["boot_id"] != boot_id() or processes.runs(owner["supervisor"], "supervise"):
             return
-        if _runs(owner["unit"], owner["folder"]):
+        if processes.runs(owner["unit"], owner["folder"]):
             with suppress(ProcessLookupError):
                 os.killpg(owner["unit"], signal.SIGKILL)
 
     def _next(self) -> Path | None:
         """The first queued unit, marked as running before anybody else can see the queue."""
-        with _locked(self._session / "queue.lock"):
+        with locked(self._session / "queue.lock"):
             if (self._session / "cancel").exists():
                 self._interrupt_queued("cancelled")
-            for name in _read_order(self._session):
+            for name in read_order(self._session):
                 folder = self._session / name
                 status = read_status(folder)
                 if status is not None and status.state is UnitState.QUEUED:
@@ -233,7 +109,7 @@ class Supervisor:
         return None
 
     def _interrupt_queued(self, cause: str) -> None:
-        for name in _read_order(self._session):
+        for name in read_order(self._session):
             status = read_status(self._session / name)
             if status is not None and status.state is UnitState.QUEUED:
                 ended = replace(status, state=UnitState.INTERRUPTED, cause=cause, ended_at=time.time())
@@ -263,7 +139,7 @@ class Supervisor:
         (folder / "progress").unlink(missing_ok=True)
         with (folder / "harness.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, _entry(), "run", str(folder)],
+                [sys.executable, processes.entry(), "run", str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder,
                 # With the lock: no other unit starts here while this one lives, even if its supervisor dies.
                 pass_fds=(lock,),
@@ -271,7 +147,7 @@ class Supervisor:
         try:
             state, cause = self._watch(process, folder, spec, lock)
         finally:
-            _end(process)
+            processes.end(process)
         return _verdict(process, folder) if state is UnitState.RUNNING else (state, cause)
 
     def _watch(
@@ -294,7 +170,7 @@ class Supervisor:
                 return UnitState.INTERRUPTED, "cancelled"
             if self._stopping:
                 return UnitState.INTERRUPTED, "the supervisor was stopped"
-            _wait(process, BEAT_SECONDS)
+            processes.wait(process, BEAT_SECONDS)
         return UnitState.RUNNING, ""
 
 
@@ -312,32 +188,6 @@ def _read_owner(path: Path) -> dict[str, Any] | None:
         return owner if {"supervisor", "unit", "folder", "boot_id"} <= set(owner) else None
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _runs(pid: int, word: str) -> bool:
-    """Whether process `pid` is there and has `word` among its arguments: numbers are reused."""
-    try:
-        return word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return False
-
-
-def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """No process of the unit is left behind, whether it ended by itself or not."""
-    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        _wait(process, seconds)
-    process.wait()
 
 
 def _verdict(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[UnitState, str]:
@@ -371,33 +221,3 @@ def _progress(folder: Path) -> tuple[int, float | None]:
         return int(told["samples_done"]), None if left is None else float(left)
     except (OSError, ValueError, KeyError, TypeError):
         return 0, None
-
-
-def cancel(work: Path, session_name: str) -> bool:
-    """Ask a session's supervisor to stop; False when the session is not known here."""
-    session = work / "runs" / session_name
-    if not session.is_dir():
-        return False
-    (session / "cancel").touch()
-    return True
-
-
-def pack(work: Path, session_name: str, unit: str) -> dict[str, Any]:
-    """An archive of an ended unit's folder: its path, size and sha256. The same folder gives the same bytes.
-
-    What a unit lacks is missing from it, not an error here.
-    """
-    folder = work / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{session_name}.{unit}.tar.gz"
-    source = work / "runs" / session_name / unit
-    partial = path.with_suffix(".partial")
-    with (
-        partial.open("wb") as raw,
-        gzip.GzipFile("", "wb", 1, raw, mtime=0) as stream,
-        tarfile.open(fileobj=stream, mode="w") as archive,
-    ):
-        for file in sorted(source.rglob("*")):
-            archive.add(file, arcname=f"{unit}/{file.relative_to(source).as_posix()}", recursive=False)
-    partial.replace(path)
-    return {"archive": str(path), "size": path.stat().st_size, "sha256": _digest(path)}
