@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fleet import provision
-from fleet.harness import loadgen, supervise
+from fleet.harness import loadgen, unit_queue
 from fleet.harness.contract import Mode, RunSpec, Scenario, UnitState, UnitStatus
 from fleet.mlperf import rules
 from tests.unit.harness.benchmarks import articles, test_bert
@@ -81,9 +81,9 @@ def run(harness: Path, work: Path, name: str, backend: str, **more: Any) -> Ende
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(harness)])
         patch.setenv("OMP_NUM_THREADS", "1")
-        supervise.start(work, queue(spec))
+        unit_queue.start(work, queue(spec))
     folder = work / "runs" / "s" / "u"
-    while not ((status := supervise.read_status(folder)) and status.state.ended):
+    while not ((status := unit_queue.read_status(folder)) and status.state.ended):
         assert time.monotonic() - began < 90, (folder / "harness.log").read_text(encoding="utf-8")
         time.sleep(0.05)
     return Ended(status, folder, time.monotonic() - began)
