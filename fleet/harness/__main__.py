@@ -81,7 +81,9 @@ def _selftest(_: argparse.Namespace) -> int:
 def _prepare(given: argparse.Namespace) -> int:
     from fleet.harness import assets
 
-    return _say({"changed": assets.prepare(_work(given), given.name, given.module, given.digest)})
+    changed = assets.prepare(_work(given), given.name, given.module, given.digest)
+    stamp = assets.read_stamp(_work(given) / "assets" / given.name / ".complete")
+    return _say({"changed": changed, "weights_sha256": stamp.get("weights", "")})
 
 
 def _start(given: argparse.Namespace) -> int:
