@@ -240,7 +240,7 @@ def test_after_an_endpoint_failed_nothing_more_is_asked_and_all_is_answered(
     completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     firsts: list[int] = []
-    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, _: firsts.extend(ids))
+    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, *_: firsts.extend(ids))
     backend = Served(broken=5)
     sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SERVER)
     for index in range(20):
@@ -257,7 +257,7 @@ def test_samples_that_a_generating_backend_left_have_begun_too(
     completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     firsts: list[int] = []
-    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, _: firsts.extend(ids))
+    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, *_: firsts.extend(ids))
     backend = Recording()
     backend.predict = lambda samples: samples[:0]  # type: ignore[method-assign,assignment,return-value]
     sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SINGLE_STREAM)
