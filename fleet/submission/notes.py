@@ -97,9 +97,9 @@ def quick(results: SessionResults) -> str:
     """The file at the root of a tree that nobody may upload."""
     return _text(
         [
-            "# Not submittable",
+            results.headline,
             "",
-            f"{results.headline}.",
+            "# Not submittable",
             "",
             f"Session `{results.session}` is a quick run: its tests are shorter than {results.round} demands. This tree",
             "shows what a submission of this fleet would look like. Run again without `--quick` for one to upload.",
