@@ -108,15 +108,18 @@ class AnsiblePlays:
         return outcomes
 
 
+KEEPALIVE = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+"""As in playbooks/ansible.cfg, which plays without fleet go by."""
+
+
 def environment(ssh_arguments: Sequence[str], hosts: int) -> dict[str, str]:
     """What of Ansible's settings depends on the moment; the rest is in playbooks/ansible.cfg."""
     cores = len(os.sched_getaffinity(0))
-    keepalive = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     return {
         "ANSIBLE_CONFIG": str(content.root() / "playbooks" / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(content.root() / "roles"),
         "ANSIBLE_FORKS": str(max(4, min(hosts, 4 * cores))),
-        "ANSIBLE_SSH_ARGS": f"{keepalive} {shlex.join(ssh_arguments)}",
+        "ANSIBLE_SSH_ARGS": f"{KEEPALIVE} {shlex.join(ssh_arguments)}",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 

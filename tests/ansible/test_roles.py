@@ -1,5 +1,6 @@
 """Roles and playbooks: defaults are the manual, specs are the law, and names that code reads are really there."""
 
+import configparser
 import os
 import re
 import subprocess
@@ -117,6 +118,12 @@ def test_a_playbook_is_a_sentence(playbook: Path) -> None:
         assert play["strategy"] in {"free", "host_pinned"}
         for entry in play["roles"]:
             assert (TOP / "roles" / entry["role"]).is_dir()
+
+
+def test_plays_without_fleet_have_its_keepalives() -> None:
+    config = configparser.ConfigParser()
+    config.read(TOP / "playbooks" / "ansible.cfg")
+    assert config["ssh_connection"]["ssh_args"] == plays.KEEPALIVE
 
 
 def test_check_is_the_first_part_of_provision() -> None:
