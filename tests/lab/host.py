@@ -8,13 +8,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.lab import commands, disk, network
+from tests.lab import commands, disk, network, simulated, tmpfs
 from tests.lab.cgroups import Cgroup
 from tests.lab.commands import LabError
 from tests.lab.record import NETNS
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _HOSTINIT = Path(__file__).with_name("hostinit.sh")
-_FILLER = "/var/tmp/filler"
+_ROOT = Path(__file__).parents[2]
 _MASKED = "/root/masked-python"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -32,6 +33,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class HostOptions:
     """What one host has of its own; see Lab."""
 
+    hostname: str = ""
     disk_mb: int | None = None
     memory_mb: int | None = None
     meminfo_mb: int | None = None
@@ -66,6 +68,7 @@ class LabHost:
         self, name: str, index: int, *, state: Path, wiring: Wiring, options: HostOptions, host_key: Path
     ) -> None:
         self.name = name
+        self.hostname = options.hostname or name
         self.address = network.address(index)
         self._index = index
         self._state = state
@@ -74,8 +77,14 @@ class LabHost:
         self._host_key = host_key
         self._cgroup = Cgroup(f"{wiring.lab}/{name}")
         self._launcher: subprocess.Popen[bytes] | None = None
+        self._relay: subprocess.Popen[bytes] | None = None
+        self._shown: dict[str, str] = {}
         self._broken: set[str] = set()
         self.public_key = host_key.with_suffix(".pub").read_text()
+
+    @property
+    def _namespace(self) -> str:
+        return f"{self._wiring.lab}-{self.name}"
 
     @property
     def upper(self) -> Path:
@@ -93,8 +102,7 @@ class LabHost:
         size = self._options.disk_mb
         # An overlay cannot be the upper layer of another: inside a container the disk must be memory.
         if size is not None or _filesystem(directory) == "overlayfs":
-            limit = [] if size is None else ["-o", f"size={size}m"]
-            subprocess.run(["mount", "-t", "tmpfs", *limit, "tmpfs", str(directory)], check=True, timeout=30)
+            tmpfs.mount(directory, size)
         if self._options.meminfo_mb is not None:
             (self._state / "meminfo").write_text(disk.smaller_meminfo(self._options.meminfo_mb))
         mounts = [f"{source} {target}\n" for source, target in self._options.mounts.items()]
@@ -111,7 +119,7 @@ class LabHost:
         disk.write(
             self.upper,
             self._wiring.base,
-            name=self.name,
+            hostname=self.hostname,
             hosts=dict(self._wiring.addresses),
             user=self._wiring.user,
             host_key=self._host_key,
@@ -137,14 +145,14 @@ class LabHost:
         layers = [*self._options.layers, self._wiring.base]
         environment = {
             "PATH": _PATH,
-            "LAB_NAME": self.name,
+            "LAB_NAME": self.hostname,
             "LAB_STATE": str(self._state),
             "LAB_LOWER": ":".join(map(str, layers)),
             "LAB_UPPER": str(self.upper),
             "LAB_WORK": str(work),
         }
         spaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child"]
-        command = ["nsenter", f"--net={NETNS / f'{self._wiring.lab}-{self.name}'}", "unshare", *spaces]
+        command = ["nsenter", f"--net={NETNS / self._namespace}", "unshare", *spaces]
         command += ["sh", str(self._state / "hostinit.sh"), "boot"]
         with (self._state / "console.log").open("ab") as console:
             self._launcher = subprocess.Popen(
@@ -179,6 +187,13 @@ class LabHost:
         if self._launcher is not None:
             self._launcher.wait(10)
             self._launcher = None
+
+    def end(self) -> None:
+        """Collect what is left of it on this machine, once the lab is down."""
+        self.reap()
+        if self._relay is not None:
+            self._relay.wait(10)
+            self._relay = None
 
     # --- look inside
 
@@ -229,6 +244,38 @@ class LabHost:
         network.plug(self._wiring.hub, self._index, up)
         self._note("link", broken=not up)
 
+    def cut(self, seconds: float) -> None:
+        """Leave its cable out for so long."""
+        self.link(up=False)
+        time.sleep(seconds)
+        self.link(up=True)
+
+    def slow(self, latency_ms: float = 200.0, loss: float = 0.05) -> None:
+        """Make its cable a bad one: so much time for a round trip, and each frame is lost with this probability."""
+        if self._relay is not None:
+            self.fast()
+        ends = network.divert(self._wiring.hub, self._index, self._namespace)
+        self._note("relay", broken=True)
+        enter = ["nsenter", f"--net={NETNS / self._wiring.hub}", sys.executable, "-m", "tests.lab.relay"]
+        # In the controller's group, as everything that is neither of a host nor of this process: so it ends with the lab.
+        command = Cgroup(f"{self._wiring.lab}/controller").joined([*enter, *ends, f"{latency_ms / 2000}", f"{loss}"])
+        self._relay = subprocess.Popen(
+            command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self._relay.stdout is not None
+        if self._relay.stdout.readline() != b"ready\n":
+            raise LabError(f"the relay of {self.name} does not start")
+        self._relay.stdout.close()
+
+    def fast(self) -> None:
+        """Give it a good cable again."""
+        if self._relay is not None:
+            self._relay.kill()
+            self._relay.wait(10)
+            self._relay = None
+        network.join(self._wiring.hub, self._index, self._namespace)
+        self._note("relay", broken=False)
+
     def freeze(self) -> None:
         """Hang it: it still takes TCP connections (the kernel does) and never says a word."""
         self._cgroup.freeze(frozen=True)
@@ -238,6 +285,12 @@ class LabHost:
         """Let it go on."""
         self._cgroup.freeze(frozen=False)
         self._note("frozen", broken=False)
+
+    def hang(self, seconds: float) -> None:
+        """Freeze it for so long."""
+        self.freeze()
+        time.sleep(seconds)
+        self.thaw()
 
     def power_off(self) -> None:
         """Cut its power: everything stops at once, nobody is told, the disk keeps what it has."""
@@ -252,6 +305,8 @@ class LabHost:
         network.plug(self._wiring.hub, self._index, up=True)
         self.launch()
         self.wait_ready(timeout)
+        if self._shown:
+            simulated.show(self.sh, self._shown)
         self._note("power", broken=False)
 
     def reboot(self, timeout: float = 30.0) -> None:
@@ -264,8 +319,18 @@ class LabHost:
         self.power_off()
         shutil.rmtree(self.upper)
         self._write_disk()
-        self._broken -= {"disk", "python"}
+        self._broken -= {"python", "clock"}
         self.power_on()
+
+    def kill(self, word: str, number: signal.Signals = signal.SIGKILL) -> list[HostProcess]:
+        """Send the signal to every process with the word in its command line; returns them, and it must be some."""
+        found = [process for process in self.processes() if word in process.command and process.pid != 1]
+        if not found:
+            raise LabError(f"no process of {self.name} has {word!r} in its command line")
+        for process in found:
+            with suppress(ProcessLookupError):
+                os.kill(process.machine_pid, number)
+        return found
 
     def kill_sshd(self, *, sessions: bool = False) -> None:
         """Kill the listening sshd, and its open sessions if asked to; what they have detached lives on."""
@@ -291,16 +356,46 @@ class LabHost:
         self.start_sshd()
 
     def fill_disk(self) -> None:
-        """Leave no byte free; only for hosts with ``disk_mb``."""
+        """Leave no byte free, whatever writes just now; only for hosts with ``disk_mb``."""
         if self._options.disk_mb is None:
             raise LabError(f"{self.name} has no disk of a size: it would fill this machine's")
-        self.sh(f"for size in 1M 4k; do dd if=/dev/zero bs=$size 2>/dev/null >>{_FILLER} || :; done")
+        tmpfs.fill(self._state / "disk")
         self._note("disk", broken=True)
 
     def free_disk(self) -> None:
         """Give the space back."""
-        self.sh(f"rm -f {_FILLER}")
+        tmpfs.resize(self._state / "disk", self._options.disk_mb)
         self._note("disk", broken=False)
+
+    def litter(self, folder: str, files: int = 10_000) -> None:
+        """Leave an old work folder there, as the lab's user: files of units, transfers and installations long gone."""
+        simulated.litter(self.exec, folder, files, self._wiring.user)
+
+    def shift_clock(self, seconds: float) -> None:
+        """Set its wall clock off by so much, for every process of an ssh login from now on; none else has moved.
+
+        Processes that were started under an earlier shift, be it 0, follow at once: a clock that is set. Times of
+        files stay true.
+        """
+        simulated.shift_clock(self.sh, seconds)
+        self._note("clock", broken=True)
+
+    def right_clock(self) -> None:
+        """Set it right, and start no further process under a shift."""
+        simulated.right_clock(self.sh)
+        self._note("clock", broken=False)
+
+    def show(self, values: Mapping[str, str]) -> None:
+        """Have these files in its /sys, by their path there, until ``heal``; a reboot keeps them, as hardware is kept."""
+        self._shown |= values
+        simulated.show(self.sh, values)
+        self._note("sysfs", broken=True)
+
+    def show_nothing(self) -> None:
+        """Have this machine's own /sys there again."""
+        self._shown.clear()
+        simulated.show_nothing(self.sh)
+        self._note("sysfs", broken=False)
 
     def remove_python(self) -> None:
         """Make it a host without Python."""
@@ -321,6 +416,9 @@ class LabHost:
             "power": self.power_on,
             "frozen": self.thaw,
             "link": lambda: self.link(up=True),
+            "relay": self.fast,
+            "clock": self.right_clock,
+            "sysfs": self.show_nothing,
             "sshd": self.start_sshd,
             "disk": self.free_disk,
             "python": self.restore_python,
