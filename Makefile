@@ -39,6 +39,16 @@ demo: $(VENV)/.base  ## Benchmark this machine: a quick run, from preflight to s
 test: $(VENV)/.dev system-packages lint  ## Set everything up and run every test
 	$(BIN)/python -m pytest
 
+.PHONY: test-faults
+test-faults: $(VENV)/.dev system-packages  ## Break things in the middle of outings; makes the table of docs/reliability.md
+	rm -f build/reliability.json
+	$(BIN)/python -m pytest -m 'lab' tests/lab/test_knobs.py tests/lab/faults
+	$(BIN)/python -m tests.lab.faults.rows
+
+.PHONY: test-scale
+test-scale: $(VENV)/.dev system-packages  ## Everything with 48 lab hosts
+	$(BIN)/python -m pytest -m scale
+
 .PHONY: system-packages
 system-packages:
 	@./.ci/packages $(APT_TEST)

@@ -59,6 +59,19 @@ class HostProcess(NamedTuple):
     pid: int  # as the host counts
     command: str
     machine_pid: int  # as this machine counts
+    inside: bool  # on a host, not beside it
+
+
+def processes(cgroup: Cgroup) -> list[HostProcess]:
+    """The processes of a control group."""
+    found = []
+    for pid in cgroup.pids():
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found.append(HostProcess(int(numbers[-1]), command.strip(), pid, len(numbers) > 1))
+    return found
 
 
 class LabHost:
@@ -197,6 +210,10 @@ class LabHost:
 
     # --- look inside
 
+    def memory(self) -> int:
+        """Bytes of memory that its processes take, and the files that they have written and read."""
+        return self._cgroup.memory()
+
     def exec(
         self,
         args: Sequence[str],
@@ -221,16 +238,8 @@ class LabHost:
 
     def processes(self) -> list[HostProcess]:
         """What runs on it, its PID 1 included; works on a frozen host too."""
-        found = []
-        for pid in self._cgroup.pids():
-            with suppress(OSError):
-                status = Path(f"/proc/{pid}/status").read_text()
-                numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                # The launcher is in the group but not on the host: it has only this machine's number.
-                if len(numbers) > 1:
-                    found.append(HostProcess(int(numbers[-1]), command.strip(), pid))
-        return found
+        # The launcher is in the group but not on the host: it has only this machine's number.
+        return [process for process in processes(self._cgroup) if process.inside]
 
     def _first_process(self) -> int:
         if self._launcher is None or self._launcher.poll() is not None:
@@ -347,12 +356,15 @@ class LabHost:
         self.wait_ready()
         self._note("sshd", broken=False)
 
-    def change_host_key(self) -> None:
-        """Give it another ssh host key, as if another machine had its address; stays so after ``heal``."""
+    def change_host_key(self, *, sessions: bool = False) -> None:
+        """Give it another ssh host key, as if another machine had its address; stays so after ``heal``.
+
+        Open connections live on, unless ``sessions`` says that they are ended.
+        """
         key = "/etc/ssh/ssh_host_ed25519_key"
         self.sh(f"rm {key} {key}.pub; ssh-keygen -q -t ed25519 -N '' -f {key}")
         self.public_key = self.sh(f"cat {key}.pub")
-        self.kill_sshd()
+        self.kill_sshd(sessions=sessions)
         self.start_sshd()
 
     def fill_disk(self) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from tests.lab import commands, network, rootfs, tmpfs
 from tests.lab.cgroups import Cgroup
 from tests.lab.commands import LabError
-from tests.lab.host import HostOptions, LabHost, Wiring
+from tests.lab.host import HostOptions, HostProcess, LabHost, Wiring, processes
 from tests.lab.record import NETNS, Record, clean_stale
 
 if TYPE_CHECKING:
@@ -233,6 +233,10 @@ Host *
         self.record.mounts.append(str(folder))
         self.record.save()
         tmpfs.mount(folder, size_mb)
+
+    def processes(self) -> list[HostProcess]:
+        """What runs at the controller's place."""
+        return processes(self._controller)
 
     def popen(
         self,

@@ -65,7 +65,9 @@ def divert(hub: str, index: int, host: str) -> tuple[str, str]:
     inside(hub, lambda: _checksums_by_hardware(port, on=False), 10)
     # Without ARP the hub itself does not answer at the ends: it has the bridge's address everywhere.
     ends = [f"link set {end} addrgenmode none arp off up" for end in (near, far)]
-    _batch(hub, [f"link set {near} nomaster", *ends, f"link set {port} addrgenmode none", f"link set {port} master br0 up"])
+    _batch(
+        hub, [f"link set {near} nomaster", *ends, f"link set {port} addrgenmode none", f"link set {port} master br0 up"]
+    )
     return near, far
 
 

@@ -59,7 +59,7 @@ def _opened(interface: str) -> socket.socket:
     # What this very relay sends there must not come back.
     opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-    opened.setblocking(False)
+    opened.setblocking(False)  # noqa: FBT003 - the library's own
     opened.bind((interface, _ETH_P_ALL))
     return opened
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import subprocess
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
         """Runs a command on the host as root; LabHost.exec."""
 
         def __call__(
-            self, args: Sequence[str], *, check: bool, **options: Any
+            self,
+            args: Sequence[str],
+            *,
+            check: bool,
+            input: str,  # noqa: A002 - as in subprocess.run
         ) -> subprocess.CompletedProcess[str]: ...
 
 
@@ -42,14 +46,15 @@ def right_clock(sh: Callable[[str], str]) -> None:
 
 def show(sh: Callable[[str], str], values: Mapping[str, str]) -> None:
     """See LabHost. An overlay over the whole of /sys: nothing can be made inside sysfs itself."""
-    script = [
-        f"[ -d {_SYS} ] || {{ mkdir -p {_SYS}/upper {_SYS}/work; mount -t overlay"
-        f" -o lowerdir=/sys,upperdir={_SYS}/upper,workdir={_SYS}/work overlay /sys; }}"
-    ]
+    layers = f"lowerdir=/sys,upperdir={_SYS}/upper,workdir={_SYS}/work"
+    make = f"mkdir -p {_SYS}/upper {_SYS}/work; mount -t overlay -o {layers} overlay /sys"
+    script = [f"[ -d {_SYS} ] || {{ {make}; }}"]
     for name, value in values.items():
         path = shlex.quote(f"/sys/{name}")
         # Written beside and moved over: whoever reads it finds the one value or the other.
-        script.append(f"mkdir -p $(dirname {path}); printf '%s\\n' {shlex.quote(value)} >/sys/.new; mv /sys/.new {path}")
+        script.append(
+            f"mkdir -p $(dirname {path}); printf '%s\\n' {shlex.quote(value)} >/sys/.new; mv /sys/.new {path}"
+        )
     sh("\n".join(script))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
@@ -35,11 +35,11 @@ def test_a_bad_cable_delays_and_loses_frames_while_connections_live(lab: Lab) ->
     assert reader.stdin is not None
     assert reader.stdout is not None
 
-    def echo() -> float:
+    def echo(to: IO[str] = reader.stdin, back: IO[str] = reader.stdout) -> float:
         begun = time.monotonic()
-        reader.stdin.write("word\n")
-        reader.stdin.flush()
-        assert reader.stdout.readline() == "word\n"
+        to.write("word\n")
+        to.flush()
+        assert back.readline() == "word\n"
         return time.monotonic() - begun
 
     echo()
@@ -74,7 +74,9 @@ def test_a_bad_cable_can_be_cut_and_heals(lab: Lab) -> None:
 
 def test_cut_and_hung_for_a_while(lab: Lab) -> None:
     for what in (lab["h02"].cut, lab["h02"].hang):
-        counting = lab.popen(["ssh", "-F", str(lab.ssh_config), "h02", "for i in 1 2 3; do sleep 0.3; echo $i; done"], stdout=-1)
+        counting = lab.popen(
+            ["ssh", "-F", str(lab.ssh_config), "h02", "for i in 1 2 3; do sleep 0.3; echo $i; done"], stdout=-1
+        )
         time.sleep(0.5)
         begun = time.monotonic()
         what(2)
@@ -124,7 +126,10 @@ def test_power_heat_and_throttling_as_sysfs_shows_them(lab: Lab) -> None:
     hot = "cd /sys; cat class/thermal/thermal_zone0/temp devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"
     assert lab.ssh("h02", hot).stdout.split() == ["97500", "12"]
     # What the machine itself has is still there, and nothing can be written by users.
-    assert lab.ssh("h02", "cat /sys/devices/system/cpu/online").stdout == lab.ssh("h01", "cat /sys/devices/system/cpu/online").stdout
+    assert (
+        lab.ssh("h02", "cat /sys/devices/system/cpu/online").stdout
+        == lab.ssh("h01", "cat /sys/devices/system/cpu/online").stdout
+    )
     assert lab.ssh("h02", "echo 1 >/sys/class/power_supply/AC/online").returncode
     host.reboot()
     assert lab.ssh("h02", hot).stdout.split() == ["97500", "12"]
@@ -145,7 +150,9 @@ def test_a_process_is_killed_by_a_word_of_its_command(lab: Lab) -> None:
 
 def test_a_work_folder_full_of_stale_files(lab: Lab) -> None:
     lab["h02"].litter("/home/bench/littered", 10_000)
-    count = lab.ssh("h02", "find littered -type f -user bench ! -newermt 2002-01-01 | wc -l; ls littered").stdout.split()
+    count = lab.ssh(
+        "h02", "find littered -type f -user bench ! -newermt 2002-01-01 | wc -l; ls littered"
+    ).stdout.split()
     assert count == ["10000", "harness", "runs", "tmp"]
     lab.ssh("h02", "rm -rf littered")
 
