@@ -344,11 +344,17 @@ class LabHost:
     def kill_sshd(self, *, sessions: bool = False) -> None:
         """Kill the listening sshd, and its open sessions if asked to; what they have detached lives on."""
         daemon = int(self.sh("cat /run/sshd.pid"))
+        os.kill(next(process.machine_pid for process in self.processes() if process.pid == daemon), signal.SIGKILL)
+        if sessions:
+            self._end_sessions()
+        self._note("sshd", broken=True)
+
+    def _end_sessions(self) -> None:
         for process in self.processes():
-            if process.pid == daemon or (sessions and process.command.startswith("sshd:")):
+            # The daemon, too, has "sshd:" there, and then the command that it was started by.
+            if process.command.startswith("sshd: ") and "[listener]" not in process.command:
                 with suppress(ProcessLookupError):
                     os.kill(process.machine_pid, signal.SIGKILL)
-        self._note("sshd", broken=True)
 
     def start_sshd(self) -> None:
         """Start it again; returns when it answers."""
@@ -390,6 +396,9 @@ class LabHost:
         files stay true.
         """
         simulated.shift_clock(self.sh, seconds)
+        if "clock" not in self._broken:
+            # An open connection is an old login: through ssh's masters, new commands would come by it.
+            self._end_sessions()
         self._note("clock", broken=True)
 
     def right_clock(self) -> None:

@@ -86,9 +86,10 @@ def test_cut_and_hung_for_a_while(lab: Lab) -> None:
 
 def test_a_clock_off_by_a_day_and_a_clock_that_is_set(lab: Lab) -> None:
     say = "date +%s; cut -d. -f1 /proc/uptime; python3 -c 'import time; print(int(time.time()), int(time.monotonic()))'"
-    own = [int(word) for word in lab.ssh("h02", say).stdout.split()]
+    master = ["-o", "ControlMaster=auto", "-o", f"ControlPath={lab.ssh_dir}/%C", "-o", "ControlPersist=60"]
+    own = [int(word) for word in lab.ssh("h02", say, *master).stdout.split()]
     lab["h02"].shift_clock(DAY)
-    off = [int(word) for word in lab.ssh("h02", say).stdout.split()]
+    off = [int(word) for word in lab.ssh("h02", say, *master).stdout.split()]
     assert [later - earlier for earlier, later in zip(own, off, strict=True)] == [
         pytest.approx(DAY, abs=20), pytest.approx(0, abs=20), pytest.approx(DAY, abs=20), pytest.approx(0, abs=20)
     ]  # fmt: skip

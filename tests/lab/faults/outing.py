@@ -64,7 +64,9 @@ class Line:
 class Outing:
     """A `fleet bench` of some hosts in one session, started in the background and looked at while it runs."""
 
-    def __init__(self, lab: Lab, folder: Path, rows: list[Row], *, hosts: Sequence[str], **changes: Any) -> None:
+    def __init__(
+        self, lab: Lab, folder: Path, rows: list[Row], *, hosts: Sequence[str], kind: str = "server", **changes: Any
+    ) -> None:
         self.lab = lab
         self.hosts = tuple(hosts)
         self.lines: list[Line] = []
@@ -75,7 +77,7 @@ class Outing:
         self._kept: dict[str, str] = {}
         self._first: list[dict[str, Any]] = []
         run = {"quick_seconds": QUICK_SECONDS, "lost_after_s": LOST_AFTER_S, **changes.pop("run", {})}
-        listed = [{"name": name, "kind": "server", "user": lab.user} for name in hosts]
+        listed = [{"name": name, "kind": kind, "user": lab.user} for name in hosts]
         self.fleet = Fleet(lab, folder, **{"benchmarks": NULL, "hosts": listed, "run": run, **changes})
 
     # --- start, watch, end

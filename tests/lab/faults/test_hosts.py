@@ -126,7 +126,7 @@ def test_a_clock_that_is_set_back_and_a_supervisor_that_dies(outing: MakeOuting)
 
 
 @pytest.mark.faults
-def test_two_hosts_with_one_hostname(outing: MakeOuting, make_lab: MakeLab, wheelhouse: Path) -> None:
+def test_two_hosts_with_one_hostname(make_lab: MakeLab, outing: MakeOuting, wheelhouse: Path) -> None:
     lab = make_lab(2, hostname={"h01": "node", "h02": "node"}, mounts={wheelhouse: WHEELHOUSE})
     out = outing(("h01", "h02"), lab=lab)
     out.start()
