@@ -13,10 +13,24 @@ from tests.lab.faults.outing import Outing
 from tests.lab.hosts import Lab
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
 HOSTS = ("h01", "h02", "h03")
+
+
+_PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note whether the test itself passed, for the fixture that ends after it."""
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
 
 
 class MakeOuting(Protocol):
@@ -49,4 +63,5 @@ def outing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeOutin
             return made
 
         yield make
-    rows.save(kept)
+    if request.node.stash.get(_PASSED, False):
+        rows.save(kept)

@@ -47,6 +47,8 @@ OURS = ("mlperf-fleet", "fleet.harness", "ansible", "pip install")
 _OURS_HERE = ("-m fleet", "ansible-playbook")
 """And at the controller's place, where ssh's connection masters may stay."""
 _TOLD = re.compile(r"^\s*(?:\d+\.\ds)?\s*(.*?)\s*$")
+_BAR = "│"
+"""Between the cells of a table, as fleet prints it."""
 _MOMENT = 60.0
 _GRACE = 10.0
 _SPARED = "! -name status.json ! -name progress"
@@ -76,6 +78,7 @@ class Outing:
         self._injected = 0.0
         self._kept: dict[str, str] = {}
         self._first: list[dict[str, Any]] = []
+        self._code: int | None = None
         run = {"quick_seconds": QUICK_SECONDS, "lost_after_s": LOST_AFTER_S, **changes.pop("run", {})}
         listed = [{"name": name, "kind": kind, "user": lab.user} for name in hosts]
         self.fleet = Fleet(lab, folder, **{"benchmarks": NULL, "hosts": listed, "run": run, **changes})
@@ -170,10 +173,10 @@ class Outing:
     def end(self, timeout: float = 150.0) -> int:
         """Wait for the command; returns its exit code, and fails when it ends with a traceback."""
         assert self._process is not None
-        code = self._process.wait(timeout)
+        self._code = self._process.wait(timeout)
         time.sleep(0.1)  # for the last lines
         assert "Traceback" not in self.text, self.text
-        return code
+        return self._code
 
     def close(self) -> None:
         """Leave nothing to the next test: no command, no fault, no process of ours anywhere."""
@@ -216,11 +219,25 @@ class Outing:
         return str(next(unit["cause"] for unit in self.results() if unit["host"] == host and unit["state"] != "done"))
 
     def told(self, host: str, pattern: str) -> Line | None:
-        """The first line about the host since the fault that the pattern fits; None when there is none."""
-        for line in self.lines:
+        """The first line about the host since the fault that the pattern fits; None when there is none.
+
+        A row of a table is one line here, however it was folded.
+        """
+        for line in [*self.lines, *self._table_rows()]:
             if line.at >= self._injected and host in line.text and re.search(pattern, line.text):
                 return line
         return None
+
+    def _table_rows(self) -> list[Line]:
+        """Host and last cell of each row of the tables that were printed, unfolded."""
+        found: list[Line] = []
+        for line in self.lines:
+            first, *others = [cell.strip() for cell in line.text.split(_BAR)]
+            if others and first:
+                found.append(Line(line.at, f"{first}: {others[-1]}"))
+            elif others and found:
+                found[-1] = Line(found[-1].at, f"{found[-1].text} {others[-1]}".strip())
+        return found
 
     def noticed(self, host: str, pattern: str) -> float | None:
         """Seconds from the fault to the line that tells of it."""
@@ -238,9 +255,10 @@ class Outing:
     # --- what must hold
 
     def check_first(self, *, missing: Sequence[str] = ()) -> None:
-        """Every unit of the first bench ended in a named state, with a cause where it is not done.
+        """Every unit of the bench that ended last is in a named state, with a cause where it is not done.
 
-        `missing` are the hosts that may lack something; all others must have been measured.
+        Its first line counts what was measured, and its exit code agrees. `missing` are the hosts that may lack
+        something; all others must have been measured.
         """
         self._first = self.results()
         assert sorted(unit["unit"] for unit in self._first) == self._planned()
@@ -248,9 +266,11 @@ class Outing:
             assert unit["state"] in ENDED, unit
             assert unit["state"] == "done" or unit["cause"], unit
             assert unit["state"] == "done" or unit["host"] in missing, unit
-        whole = sum({"done"} == set(self.states(host)) for host in self.hosts)
-        done = sum(unit["state"] == "done" and unit["summary"] is not None for unit in self._first)
-        assert f"{whole} of {len(self.hosts)} hosts, {done} of {len(self._first)} units" in self.text
+        lacking = [unit["host"] for unit in self._first if not _measured(unit)]
+        assert set(lacking) <= set(missing)
+        whole, done = len(self.hosts) - len(set(lacking)), len(self._first) - len(lacking)
+        assert f"{whole} of {len(self.hosts)} hosts, {done} of {len(self._first)} units" in self.text, self.text
+        assert self._code == (MISSING if lacking else COMPLETE), f"exit code {self._code}\n{self.text}"
 
     def _planned(self) -> list[str]:
         return sorted(f"{host}.{unit}" for host in self.hosts for unit in UNITS)
@@ -268,7 +288,7 @@ class Outing:
         """
         units = self.results()
         assert sorted(unit["unit"] for unit in units) == self._planned()
-        assert [unit["unit"] for unit in units if unit["state"] != "done" or unit["summary"] is None] == []
+        assert [unit["unit"] for unit in units if not _measured(unit)] == []
         self._check_files(units)
         for name, digest in self._kept.items():
             if name not in spoilt:
@@ -333,9 +353,13 @@ class Outing:
             sees=_TOLD.sub(r"\1", line.text) if line else "",
             state=", ".join(states),
             noticed_s=None if line is None else round(line.at - self._injected, 1),
-            again=sum(unit["state"] != "done" for unit in self._first),
+            lacking=sum(not _measured(unit) for unit in self._first),
         )
 
     def keep(self, row: Row) -> None:
         """Put the row into the table: only when everything has held, so that it can say that nothing was lost."""
         self._rows.append(row)
+
+
+def _measured(unit: dict[str, Any]) -> bool:
+    return unit["state"] == "done" and unit["summary"] is not None

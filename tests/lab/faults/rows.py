@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 FILE = _ROOT / "build" / "reliability.json"
 PAGE = _ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- made by `make test-faults` -->", "<!-- end of what is made -->"
-_COLUMNS = ("fault", "what the user sees", "state", "noticed after", "measured again", "lost")
+_COLUMNS = ("fault", "what the user sees", "state", "noticed after", "missing until the next bench", "lost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Row:
     state: str
     """Of the host's units when the bench that saw it had ended."""
     noticed_s: float | None
-    again: int
-    """Units that the next bench had to measure."""
+    lacking: int
+    """Units that this bench had to do without; the next one had them all."""
 
 
 def save(rows: Iterable[Row], file: Path = FILE) -> None:
@@ -57,8 +57,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in sorted(rows, key=lambda row: row.fault):
         seen = f"`{row.sees}`" if row.sees else "nothing"
         after = "-" if row.noticed_s is None else f"{row.noticed_s:.0f} s"
-        again = f"{row.again} units" if row.again != 1 else "1 unit"
-        lines.append(_line([row.fault, seen, row.state or "-", after, again if row.again else "-", "nothing"]))
+        lacking = f"{row.lacking} units" if row.lacking != 1 else "1 unit"
+        lines.append(_line([row.fault, seen, row.state or "-", after, lacking if row.lacking else "-", "nothing"]))
     return "\n".join(lines) + "\n"
 
 

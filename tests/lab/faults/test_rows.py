@@ -6,14 +6,14 @@ import pytest
 
 from tests.lab.faults import rows
 
-LINK = rows.Row(fault="link down", sees="h02: no answer | a", state="unreachable", noticed_s=15.2, again=1)
-CLOCK = rows.Row(fault="clock", sees="", state="done", noticed_s=None, again=0)
+LINK = rows.Row(fault="link down", sees="h02: no answer | a", state="unreachable", noticed_s=15.2, lacking=1)
+CLOCK = rows.Row(fault="clock", sees="", state="done", noticed_s=None, lacking=0)
 
 
 def test_the_newest_row_of_a_fault_counts(tmp_path: Path) -> None:
     file = tmp_path / "build" / "rows.json"
     assert rows.load(file) == []
-    rows.save([LINK, rows.Row(fault="clock", sees="x", state="failed", noticed_s=1.0, again=6)], file)
+    rows.save([LINK, rows.Row(fault="clock", sees="x", state="failed", noticed_s=1.0, lacking=6)], file)
     rows.save([CLOCK], file)
     assert rows.load(file) == [LINK, CLOCK]
 
@@ -27,7 +27,7 @@ def test_the_table_takes_the_place_between_the_marks() -> None:
         "",
         rows.BEGIN,
         "",
-        "| fault | what the user sees | state | noticed after | measured again | lost |",
+        "| fault | what the user sees | state | noticed after | missing until the next bench | lost |",
         "| --- | --- | --- | --- | --- | --- |",
         "| clock | nothing | done | - | - | nothing |",
         "| link down | `h02: no answer │ a` | unreachable | 15 s | 1 unit | nothing |",
