@@ -154,7 +154,10 @@ def _digest(
     if kind is None or outcome is None:
         return
     result = data.get("res") or {}
-    if kind == "ok":
+    if kind == "start":
+        # A host goes on after a failure only where the role came to its rescue.
+        outcome.cause = ""
+    elif kind == "ok":
         outcome.ok += 1
         outcome.results[data.get("task", "")] = result
         if result.get("changed"):

@@ -2,7 +2,8 @@
 
 describe                                 probes → SystemFacts
 selftest                                 can this environment run LoadGen
-prepare WORK NAME MODULE DIGEST          weights and data of a benchmark
+fetch WORK NAME < sources.json           bring weights and data of a benchmark to this host
+prepare WORK NAME MODULE DIGEST          make of them what is run
 start WORK < queue.json                  take units and let a supervisor run them
 supervise WORK SESSION                   (internal) run a session's units, one after another
 run FOLDER                               (internal) one unit, in this process
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -24,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     for verb, names in {
         "describe": (),
         "selftest": (),
+        "fetch": ("work", "name"),
         "prepare": ("work", "name", "module", "digest"),
         "start": ("work",),
         "supervise": ("work", "session"),
@@ -68,10 +71,26 @@ def _selftest(_: argparse.Namespace) -> int:
     return _say({"loadgen": loadgen.version()})
 
 
+def _fetch(given: argparse.Namespace) -> int:
+    from fleet.harness import fetch
+
+    wanted = json.load(sys.stdin)
+    return _say_changed(lambda: fetch.bring(_work(given), given.name, wanted))
+
+
 def _prepare(given: argparse.Namespace) -> int:
     from fleet.harness import assets
 
-    return _say({"changed": assets.prepare(_work(given), given.name, given.module, given.digest)})
+    return _say_changed(lambda: assets.prepare(_work(given), given.name, given.module, given.digest))
+
+
+def _say_changed(do: Callable[[], bool]) -> int:
+    """What came of it; the cause, without a traceback, where the files or the network are to blame."""
+    try:
+        return _say({"changed": do()})
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 def _start(given: argparse.Namespace) -> int:
@@ -102,6 +121,7 @@ def _cancel(given: argparse.Namespace) -> int:
 _VERBS = {
     "describe": _describe,
     "selftest": _selftest,
+    "fetch": _fetch,
     "prepare": _prepare,
     "start": _start,
     "supervise": _supervise,

@@ -93,6 +93,27 @@ def test_a_failed_item_is_the_cause_not_the_loop() -> None:
     assert outcomes["a"].cause == "preflight: Do it: the model is damaged"
 
 
+def test_a_failure_that_the_role_rescued_is_none() -> None:
+    outcomes, _ = settled(
+        task("runner_on_failed", "a", "Fetch", res={"msg": "no such file"}),
+        task("runner_on_start", "a", "Note"),
+        task("runner_on_ok", "a", "Note", res={"ansible_facts": {"assets_failed": {"x": "no such file"}}}),
+        stats("a", "b"),
+    )
+    assert (outcomes["a"].state, outcomes["a"].cause) == (HostState.READY, "")
+    assert outcomes["a"].results["Note"]["ansible_facts"] == {"assets_failed": {"x": "no such file"}}
+
+
+def test_a_failure_after_a_rescue_is_the_cause() -> None:
+    outcomes, _ = settled(
+        task("runner_on_failed", "a", "Fetch", res={"msg": "no such file"}),
+        task("runner_on_start", "a", "Describe"),
+        task("runner_on_failed", "a", "Describe", res={"msg": "out of memory"}),
+        stats("a", "b"),
+    )
+    assert (outcomes["a"].state, outcomes["a"].cause) == (HostState.FAILED, "preflight: Describe: out of memory")
+
+
 def test_an_ignored_failure_is_none() -> None:
     outcomes, _ = settled(task("runner_on_failed", "a", res={"msg": "no"}, ignore_errors=True), stats("a", "b"))
     assert outcomes["a"].state is HostState.READY
