@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[3]
 FILE = _ROOT / "build" / "reliability.json"
 PAGE = _ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- made by `make test-faults` -->", "<!-- end of what is made -->"
+BEGIN, END = "<!-- faults:begin -->", "<!-- faults:end -->"
 _COLUMNS = ("fault", "what the user sees", "state", "noticed after", "missing until the next bench", "lost")
 
 
@@ -82,8 +82,6 @@ def main() -> int:
     if not rows:
         print(f"{FILE}: no rows; next: make test-faults", file=sys.stderr)
         return 1
-    if not PAGE.exists():
-        PAGE.write_text(f"# Reliability\n\n{BEGIN}\n{END}\n", encoding="utf-8")
     PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), table(rows)), encoding="utf-8")
     return 0
 
