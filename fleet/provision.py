@@ -104,6 +104,8 @@ def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[s
         "preflight_needs": {
             entry.name: preflight.minima(rule, entry) for entry, rule in zip(campaign.benchmarks, listed, strict=True)
         },
+        # Only what the campaign says itself: role variables and defaults are the role's business.
+        "preflight_conditions": campaign.run.conditions.model_dump(exclude_unset=True),
         "preflight_python_env_digest": environment,
         # Not for `check`, which wants no description: a host is asked for it once.
         **({"preflight_harness_digest": harness} if describe else {}),

@@ -1,4 +1,4 @@
-"""The harness's own commands, called by Ansible and by the supervisor; each prints one JSON object on stdout.
+"""The harness's own commands, called by Ansible and by the supervisor; all but `send` print one JSON object.
 
 describe                                 probes → SystemFacts
 selftest                                 can this environment run LoadGen
@@ -6,9 +6,12 @@ fetch WORK NAME < sources.json           bring weights and data of a benchmark t
 prepare WORK NAME MODULE DIGEST          make of them what is run
 start WORK < queue.json                  take units and let a supervisor run them
 supervise WORK SESSION                   (internal) run a session's units, one after another
+guard PID                                (internal) end what supervisor PID leaves behind
 run FOLDER                               (internal) one unit, in this process
-pack WORK SESSION UNIT                   an archive of an ended unit
-cancel WORK SESSION                      stop a session's units
+pack WORK SESSION UNIT                   size and sha256 of an ended unit's archive
+send WORK SESSION UNIT OFFSET            the archive itself on stdout, without its first OFFSET bytes
+home WORK SESSION UNIT…                  units that the controller has: they may be deleted some day
+cancel WORK SESSION [UNIT…]              end units, or all of a session; their states
 """
 
 import argparse
@@ -30,13 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
         "prepare": ("work", "name", "module", "digest"),
         "start": ("work",),
         "supervise": ("work", "session"),
+        "guard": ("pid",),
         "run": ("folder",),
         "pack": ("work", "session", "unit"),
-        "cancel": ("work", "session"),
+        "send": ("work", "session", "unit", "offset"),
+        "home": ("work", "session", "units"),
+        "cancel": ("work", "session", "units"),
     }.items():
         command = verbs.add_parser(verb)
         for name in names:
-            command.add_argument(name)
+            command.add_argument(name, nargs="*" if name == "units" else None)
     given = parser.parse_args(arguments)
     return _VERBS[given.verb](given)
 
@@ -56,6 +62,10 @@ def _describe(_: argparse.Namespace) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
+    from fleet.harness import processes
+
+    # Before anything that takes its time.
+    processes.end_with_supervisor()
     from fleet.harness import run
 
     code = run.main(Path(given.folder))
@@ -94,9 +104,9 @@ def _say_changed(do: Callable[[], bool]) -> int:
 
 
 def _start(given: argparse.Namespace) -> int:
-    from fleet.harness import supervise
+    from fleet.harness import unit_queue
 
-    return _say(supervise.start(_work(given), json.load(sys.stdin)))
+    return _say(unit_queue.start(_work(given), json.load(sys.stdin)))
 
 
 def _supervise(given: argparse.Namespace) -> int:
@@ -106,16 +116,37 @@ def _supervise(given: argparse.Namespace) -> int:
 
 
 def _pack(given: argparse.Namespace) -> int:
-    from fleet.harness import supervise
+    from fleet.harness import packing
 
     os.nice(19)  # The next unit may be measuring.
-    return _say(supervise.pack(_work(given), given.session, given.unit))
+    return _say(packing.pack(_work(given), given.session, given.unit))
+
+
+def _send(given: argparse.Namespace) -> int:
+    from fleet.harness import packing
+
+    os.nice(19)
+    packing.send(_work(given), given.session, given.unit, int(given.offset), sys.stdout.buffer)
+    return 0
+
+
+def _home(given: argparse.Namespace) -> int:
+    from fleet.harness import unit_queue
+
+    return _say({"home": unit_queue.home(_work(given), given.session, given.units)})
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    from fleet.harness import supervise
+    from fleet.harness import unit_queue
 
-    return _say({"cancelled": supervise.cancel(_work(given), given.session)})
+    return _say(unit_queue.cancel(_work(given), given.session, given.units))
+
+
+def _guard(given: argparse.Namespace) -> int:
+    from fleet.harness import processes
+
+    processes.guard(int(given.pid))
+    return 0
 
 
 _VERBS = {
@@ -125,8 +156,11 @@ _VERBS = {
     "prepare": _prepare,
     "start": _start,
     "supervise": _supervise,
+    "guard": _guard,
     "run": _run,
     "pack": _pack,
+    "send": _send,
+    "home": _home,
     "cancel": _cancel,
 }
 

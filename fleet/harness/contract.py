@@ -4,6 +4,7 @@ Standard library only, because both halves import it. Every file carries `schema
 The controller validates what comes from a host with pydantic over these same classes.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -135,7 +136,7 @@ class RunSpec:
     """Find out what LoadGen must be told, write tuning.json, and run no test."""
     lock: dict[str, str] = dataclasses.field(default_factory=dict)
     """What must not change under a number, beside the campaign's part above: `fleet` (digest of the harness),
-    `environment` (digest of the pinned packages), `wheel:<name>`, `driver`, `cuda`, `weights`."""
+    `environment` (digest of the pinned packages), `python`, `wheel:<name>`, `driver`, `cuda`, `weights`."""
     attempt: int = 1
     """Counts the times the unit was started; a further one starts over in a fresh folder."""
     conditions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -295,19 +296,26 @@ class SystemFacts:
 
 
 def to_json(value: Any) -> str:
-    """A contract value as indented, key-sorted JSON text with a final newline."""
-    return json.dumps(dataclasses.asdict(value), indent=1, sort_keys=True) + "\n"
+    """A contract value (or plain JSON data) as indented, key-sorted JSON text with a final newline."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return json.dumps(plain, indent=1, sort_keys=True) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a contract value (or plain JSON data) by rename, so that a reader never sees half a file."""
-    text = to_json(value) if dataclasses.is_dataclass(value) else json.dumps(value, indent=1, sort_keys=True) + "\n"
+    text = to_json(value)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError:
+        # A full disk: what was begun would only fill it further.
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -15,10 +15,11 @@ import traceback
 from pathlib import Path
 
 import fleet
-from fleet.harness import contract, loadgen, tuning
-from fleet.harness.contract import FileEntry, Mode, RunManifest, RunSpec, Scenario
+from fleet.harness import contract, loadgen, reasons, space, spec_lock, tuning, whole_logs
+from fleet.harness.contract import FileEntry, Mode, Reason, RunManifest, RunSpec, Scenario
 from fleet.harness.interfaces import Backend, Benchmark
 from fleet.harness.qsl import Samples
+from fleet.harness.reasons import UnitError
 from fleet.harness.supervise import REPEAT
 from fleet.harness.sut import SystemUnderTest
 
@@ -26,8 +27,8 @@ PROBE_SECONDS = {False: 10.0, True: 1.0}
 """Length of a tuning probe, by `quick`."""
 FAILED_GRACE_S = 10.0
 """After a backend failed LoadGen may end by itself for so long; then it is ended, and its logs stay as they are."""
-UNLISTED = frozenset({"manifest.json", "status.json", "progress"})
-"""Files of a unit that the manifest cannot hold: itself, and what the supervisor goes on writing."""
+UNLISTED = frozenset({"manifest.json", "status.json", "progress", "cancel", "home"})
+"""Files of a unit that the manifest cannot hold: itself, what the supervisor goes on writing, and markers."""
 
 
 def main(folder: Path) -> int:
@@ -36,27 +37,35 @@ def main(folder: Path) -> int:
         spec = contract.read_spec(folder / "run_spec.json")
         return run(spec, folder)
     except Exception as error:  # noqa: BLE001 - whatever it was, the supervisor must learn the cause
-        traceback.print_exc()
+        # First what others read: on a full disk there may be room for that alone.
         _say_why(folder, error)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         return 1
 
 
 def _say_why(folder: Path, error: BaseException) -> None:
     cause = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
-    contract.write_json(folder / "error.json", {"cause": cause[:500]})
+    assets = folder.parents[2] / "assets"
+    with contextlib.suppress(OSError):
+        told = {"cause": cause[:500], "reason": reasons.of(error, assets).value}
+        space.write(folder / "error.json", told, folder.parent)
 
 
 def run(spec: RunSpec, folder: Path) -> int:
     """Execute `spec` in `folder` and write what the manifest promises."""
     started, began = time.time(), time.monotonic()
+    spec_lock.verify(spec.lock)
     work = Path(spec.work_dir).expanduser()
     module = importlib.import_module(f"fleet.harness.benchmarks.{spec.module}")
     benchmark: Benchmark = module.open(spec.benchmark, work / "assets" / spec.benchmark)
     if spec.sample_count > benchmark.sample_count:
-        raise ValueError(
+        raise UnitError(
             f"{spec.benchmark} has {benchmark.sample_count} samples here, {spec.sample_count} are asked for:"
-            " bring the official dataset, then: fleet provision"
+            " bring the official dataset, then: fleet provision",
+            Reason.MISSING_ASSET,
         )
+    spec_lock.verify_weights(spec.lock, benchmark)
     backend: Backend = importlib.import_module(f"fleet.harness.backends.{spec.backend}").open(
         benchmark, spec.backend_options
     )
@@ -66,6 +75,7 @@ def run(spec: RunSpec, folder: Path) -> int:
     if not spec.tune_only:
         (folder / "user.conf").write_text(loadgen.user_conf(spec, measured), encoding="utf-8")
         seconds = _test(spec, folder, benchmark, backend)
+        whole_logs.check(folder, spec.mode)
         if spec.mode is Mode.ACCURACY:
             accuracy = benchmark.evaluate(folder / "mlperf_log_accuracy.json", spec.sample_count)
             (folder / "accuracy.txt").write_text(benchmark.accuracy_text(accuracy), encoding="utf-8")
@@ -73,6 +83,7 @@ def run(spec: RunSpec, folder: Path) -> int:
             return REPEAT
     sys.stdout.write(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB\n")
     _silence()
+    _sync(folder)
     manifest = RunManifest(
         unit=spec.unit,
         spec_sha256=sha256(folder / "run_spec.json"),
@@ -185,6 +196,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _sync(folder: Path) -> None:
+    """Have every file on the disk before the manifest that vouches for them: after a power cut it may be all there is."""
+    for path in [*(found for found in folder.rglob("*") if found.is_file() and not found.is_symlink()), folder]:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event, goal: loadgen.Goal) -> None:
     """Say how far it is; end a test whose backend has failed and which LoadGen would go on with to its full length."""
     path = folder / "progress"
@@ -194,15 +215,17 @@ def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event, goal: loa
     while not ended.wait(0.5):
         done = sut.done
         told = {"samples_done": done, "left_s": goal.left_s(done, time.monotonic() - began)}
-        partial.write_text(json.dumps(told), encoding="ascii")
-        partial.replace(path)
+        with contextlib.suppress(OSError):  # On a full disk nobody is told how far it is.
+            partial.write_text(json.dumps(told), encoding="ascii")
+            partial.replace(path)
         if sut.error is None:
             continue
         failed_at = failed_at or time.monotonic()
         if time.monotonic() - failed_at > FAILED_GRACE_S:
-            traceback.print_exception(sut.error)
             _say_why(folder, sut.error)
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                traceback.print_exception(sut.error)
+                sys.stderr.flush()
             os._exit(1)
 
 

@@ -1,153 +1,40 @@
 """Units on a host belong to a supervisor in a session of its own: the controller may come and go.
 
-WORK/supervisor.lock               held while a supervisor runs units: never two at once on a host
-WORK/runs/<session>/queue.json     units in order
-WORK/runs/<session>/cancel         exists when the session's units are to stop
-WORK/runs/<session>/<unit>/        run_spec.json, status.json, progress, LoadGen's logs, manifest.json
+WORK/supervisor.lock               held while a supervisor runs units: never two at once from a work folder
 """
 
 import fcntl
-import gzip
-import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from fleet.harness.contract import RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness import accelerator_locks, power, processes, reasons, space, sweep, unit_queue
+from fleet.harness.contract import Reason, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.unit_queue import locked, read_order, read_status
 
 BEAT_SECONDS = 1.0
-FRESH_SECONDS = 30.0
-"""A running unit whose status is older has lost its supervisor."""
 REPEAT = 75
 """Exit status with which a unit asks to be started once more; fleet.harness.run gives it."""
-GRACE_SECONDS = 10.0
-"""Between SIGTERM and SIGKILL."""
+STOPPED = "the supervisor was stopped"
 
 
-def boot_id() -> str:
-    """The kernel's id of this boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a unit ended; RUNNING when it ended by itself, or wants another process."""
+
+    state: UnitState
+    cause: str = ""
+    reason: Reason = Reason.NONE
 
 
-def start(work: Path, queue: dict[str, Any]) -> dict[str, list[str]]:
-    """Take `queue` = {"session": …, "specs": […]} and see that a supervisor works on it.
-
-    A unit that is done, queued or running by the same spec is left alone, and any other, ended first if it still
-    runs, starts over in a fresh folder. Returns unit names under `queued`, `kept` and `running`.
-    """
-    session = work / "runs" / str(queue["session"])
-    session.mkdir(parents=True, exist_ok=True)
-    answer: dict[str, list[str]] = {"queued": [], "kept": [], "running": []}
-    with _locked(session / "queue.lock"):
-        (session / "cancel").unlink(missing_ok=True)
-        order = _read_order(session)
-        for data in queue["specs"]:
-            unit = str(data["unit"])
-            answer[_take(session, unit, data)].append(unit)
-            order = [name for name in order if name != unit] + [unit]
-        write_json(session / "queue.json", order)
-    if answer["queued"] or answer["running"]:
-        # Always a further supervisor: it waits for the lock, and finds nothing to do if the one before saw everything.
-        with (session / "supervisor.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, _entry(), "supervise", str(work), str(queue["session"])],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True, cwd="/",
-            )  # fmt: skip
-    return answer
-
-
-def _entry() -> str:
-    """The harness as started, its links resolved: a later provision must not swap the code under a running session."""
-    started = Path(sys.argv[0])
-    return str(started.resolve() if started.is_dir() else Path(__file__).with_name("__main__.py"))
-
-
-def _take(session: Path, unit: str, data: dict[str, Any]) -> str:
-    folder = session / unit
-    status = read_status(folder)
-    text = json.dumps(data, indent=1, sort_keys=True) + "\n"
-    if status is not None:
-        same = _digest(folder / "run_spec.json") == hashlib.sha256(text.encode()).hexdigest()
-        if same and status.state is UnitState.DONE and (folder / "manifest.json").is_file():
-            return "kept"
-        if same and status.state is UnitState.QUEUED:
-            write_json(folder / "status.json", replace(status, heartbeat_at=time.time(), boot_id=boot_id()))
-            return "queued"
-        if status.state is UnitState.RUNNING and _alive(status):
-            if same:
-                return "running"
-            _end_running(folder)
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    (folder / "run_spec.json").write_text(text, encoding="utf-8")
-    spec = read_spec(folder / "run_spec.json")
-    queued = UnitStatus(
-        unit=unit, state=UnitState.QUEUED, expected_s=spec.expected_s, heartbeat_at=time.time(), boot_id=boot_id()
-    )
-    write_json(folder / "status.json", queued)
-    return "queued"
-
-
-def _end_running(folder: Path) -> None:
-    """Ask the supervisor to end a unit that runs by an older spec, and wait for it.
-
-    Raises TimeoutError when it does not end.
-    """
-    (folder / "cancel").touch()
-    end = time.monotonic() + 3 * GRACE_SECONDS
-    while (status := read_status(folder)) is not None and not status.state.ended and _alive(status):
-        if time.monotonic() > end:
-            raise TimeoutError(f"{folder.name}: its earlier run does not end")
-        time.sleep(BEAT_SECONDS / 4)
-
-
-def read_status(folder: Path) -> UnitStatus | None:
-    """A unit's status, or None when there is none that can be read."""
-    try:
-        data = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-        return UnitStatus(**{**data, "state": UnitState(data["state"])})
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _alive(status: UnitStatus) -> bool:
-    """Whether a supervisor of this boot still writes the status."""
-    fresh = status.heartbeat_at is not None and time.time() - status.heartbeat_at < FRESH_SECONDS
-    return fresh and status.boot_id == boot_id()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an flock; it goes with the process, however it ends."""
-    with path.open("a+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _read_order(session: Path) -> list[str]:
-    try:
-        return [str(name) for name in json.loads((session / "queue.json").read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
-        return []
+ITSELF = End(UnitState.RUNNING)
 
 
 def supervise(work: Path, session_name: str) -> int:
@@ -155,30 +42,59 @@ def supervise(work: Path, session_name: str) -> int:
     return Supervisor(work, session_name).work_off()
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """The unit at the head of the queue, while somebody else computes on its accelerator."""
+
+    unit: str = ""
+    since: float = field(default_factory=time.monotonic)
+
+
 class Supervisor:
     """Works off one session's queue. Signals only set a flag, so that none of them can tear a unit from its end."""
 
     def __init__(self, work: Path, session_name: str) -> None:
+        self._work = work
         self._session = work / "runs" / session_name
         self._lock_path = work / "supervisor.lock"
         self._stopping = False
         self._beaten = 0.0
+        self._waiting = _Waiting()
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def work_off(self) -> int:
         """Wait for the host, then run what is queued."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        processes.adopt()
+        self._guard = _start_guard()
         with self._lock_path.open("a+", encoding="utf-8") as lock:
             if self._wait_for(lock.fileno()):
-                while not self._stopping and (folder := self._next()) is not None:
-                    try:
-                        self._run_unit(folder, lock.fileno())
-                    except (OSError, ValueError) as error:
-                        self._fail(folder, f"{type(error).__name__}: {error}")
+                with suppress(OSError), locked(self._session / "queue.lock"):
+                    # The lock is ours: whatever is marked as running in this session has lost its supervisor.
+                    unit_queue.settle(self._work, self._session, alone=True)
+                sweep.sweep(self._work)
+                self._work_off(lock.fileno())
             if self._stopping:
-                with _locked(self._session / "queue.lock"):
-                    self._interrupt_queued("the supervisor was stopped")
+                with locked(self._session / "queue.lock"):
+                    self._interrupt_queued(End(UnitState.INTERRUPTED, STOPPED, Reason.INTERRUPTED))
         return int(self._stopping)
+
+    def _work_off(self, lock: int) -> None:
+        while not self._stopping and (folder := self._first()) is not None:
+            held = self._hold(folder)
+            if held is None:
+                self._beat()
+                time.sleep(BEAT_SECONDS / 4)
+                continue
+            try:
+                if self._mark(folder):
+                    self._run_unit(folder, [lock, *(item.fileno() for item in held)])
+            except (OSError, ValueError) as error:
+                self._fail(folder, error)
+            finally:
+                accelerator_locks.release(held)
+                space.reserve(self._session)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -190,7 +106,9 @@ class Supervisor:
             return
         self._beaten = time.monotonic()
         with suppress(OSError):
-            beat = SupervisorBeat(pid=os.getpid(), boot_id=boot_id(), heartbeat_at=time.time())
+            beat = SupervisorBeat(
+                pid=os.getpid(), boot_id=processes.boot_id(), heartbeat_at=time.time(), beat_uptime=processes.uptime()
+            )
             write_json(self._session / "supervisor.json", beat)
 
     def _wait_for(self, lock: int) -> bool:
@@ -200,167 +118,201 @@ class Supervisor:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._beat()
-                self._end_orphan()
-                time.sleep(BEAT_SECONDS / 4)
+                # What a killed supervisor left may hold the lock with nobody to watch it.
+                processes.end_orphans()
+                time.sleep(BEAT_SECONDS / 2)
             else:
                 return True
         return False
 
-    def _end_orphan(self) -> None:
-        """A unit whose supervisor was killed holds the lock with nobody to watch it: it is ended."""
-        owner = _read_owner(self._lock_path)
-        if owner is None or owner["boot_id"] != boot_id() or _runs(owner["supervisor"], "supervise"):
-            return
-        if _runs(owner["unit"], owner["folder"]):
-            with suppress(ProcessLookupError):
-                os.killpg(owner["unit"], signal.SIGKILL)
-
-    def _next(self) -> Path | None:
-        """The first queued unit, marked as running before anybody else can see the queue."""
-        with _locked(self._session / "queue.lock"):
+    def _first(self) -> Path | None:
+        """The first queued unit."""
+        with locked(self._session / "queue.lock"):
             if (self._session / "cancel").exists():
-                self._interrupt_queued("cancelled")
-            for name in _read_order(self._session):
-                folder = self._session / name
-                status = read_status(folder)
+                self._interrupt_queued(End(UnitState.INTERRUPTED, "cancelled", Reason.CANCELLED))
+            for name in read_order(self._session):
+                status = read_status(self._session / name)
                 if status is not None and status.state is UnitState.QUEUED:
-                    now = time.time()
-                    running = replace(
-                        status, state=UnitState.RUNNING, started_at=now, heartbeat_at=now, boot_id=boot_id()
-                    )
-                    write_json(folder / "status.json", running)
-                    return folder
+                    return self._session / name
         return None
 
-    def _interrupt_queued(self, cause: str) -> None:
-        for name in _read_order(self._session):
+    def _hold(self, folder: Path) -> "list[accelerator_locks.Lock] | None":
+        """Locks on what the unit computes on; None while somebody else has one, until its deadline ends the unit."""
+        try:
+            spec = read_spec(folder / "run_spec.json")
+            held = accelerator_locks.take(accelerator_locks.names(spec))
+        except (OSError, ValueError) as error:
+            self._fail(folder, error)
+            return None
+        except accelerator_locks.BusyError as error:
+            self._note_busy(folder, spec, f"the accelerator {error} is in use by somebody else on this machine")
+            return None
+        self._waiting = _Waiting()
+        return held
+
+    def _note_busy(self, folder: Path, spec: RunSpec, cause: str) -> None:
+        if self._waiting.unit != spec.unit:
+            self._waiting = _Waiting(spec.unit)
+        waited = time.monotonic() - self._waiting.since
+        with suppress(OSError), locked(self._session / "queue.lock"):
+            status = read_status(folder)
+            if status is None or status.state is not UnitState.QUEUED:
+                return
+            if waited > spec.deadline_s:
+                unit_queue.end(folder, status, UnitState.FAILED, f"{cause}: {waited:.0f} s waited", Reason.BUSY)
+                self._waiting = _Waiting()
+            elif status.cause != cause:
+                space.write(folder / "status.json", replace(status, cause=cause), self._session)
+
+    def _mark(self, folder: Path) -> bool:
+        """Mark a unit as running, before anybody else can see the queue; False when it is not queued any more."""
+        with locked(self._session / "queue.lock"):
+            status = read_status(folder)
+            if status is None or status.state is not UnitState.QUEUED or (self._session / "cancel").exists():
+                return False
+            running = replace(
+                status, state=UnitState.RUNNING, cause="", started_at=time.time(), heartbeat_at=time.time(),
+                beat_uptime=processes.uptime(), boot_id=processes.boot_id(),
+            )  # fmt: skip
+            space.write(folder / "status.json", running, self._session)
+        return True
+
+    def _interrupt_queued(self, how: End) -> None:
+        for name in read_order(self._session):
             status = read_status(self._session / name)
             if status is not None and status.state is UnitState.QUEUED:
-                ended = replace(status, state=UnitState.INTERRUPTED, cause=cause, ended_at=time.time())
-                write_json(self._session / name / "status.json", ended)
+                unit_queue.end(self._session / name, status, how.state, how.cause, how.reason)
 
-    def _fail(self, folder: Path, cause: str) -> None:
+    def _fail(self, folder: Path, error: Exception) -> None:
         status = read_status(folder) or UnitStatus(unit=folder.name, state=UnitState.FAILED)
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
+        sys.stderr.write(f"{folder.name}: {cause}\n")
         with suppress(OSError):
-            failed = replace(status, state=UnitState.FAILED, cause=cause[:500], ended_at=time.time())
-            write_json(folder / "status.json", failed)
+            unit_queue.end(folder, status, UnitState.FAILED, cause, reasons.of(error))
+            return
+        time.sleep(BEAT_SECONDS)  # Not even the reserve helped: the unit is still queued, and is tried again.
 
-    def _run_unit(self, folder: Path, lock: int) -> None:
-        """One unit in a process group of its own, watched until it ends or is ended."""
+    def _run_unit(self, folder: Path, keep: list[int]) -> None:
+        """One unit in a process group of its own, watched until it ends or is ended; it inherits the files `keep`."""
         spec = read_spec(folder / "run_spec.json")
-        state, cause = self._attempt(folder, spec, lock)
-        if state is UnitState.RUNNING:
-            # It asks to be started again, with what it measured; a second time it says it is done.
-            state, cause = self._attempt(folder, spec, lock)
-            if state is UnitState.RUNNING:
-                state, cause = UnitState.FAILED, "it was too short twice"
-        status = read_status(folder) or UnitStatus(unit=spec.unit, state=state)
-        ended = replace(status, state=state, cause=cause, ended_at=time.time(), samples_done=_progress(folder)[0])
-        write_json(folder / "status.json", ended)
+        conditions = power.Conditions(spec.conditions)
+        conditions.start()
+        try:
+            how = self._attempt(folder, spec, keep, conditions)
+            if how is ITSELF:
+                # It asks to be started again, with what it measured; a second time it says it is done.
+                how = self._attempt(folder, spec, keep, conditions)
+                if how is ITSELF:
+                    how = End(UnitState.FAILED, "it was too short twice", Reason.OTHER)
+        finally:
+            conditions.stop()
+        status = read_status(folder) or UnitStatus(unit=spec.unit, state=how.state)
+        status = replace(status, samples_done=_progress(folder)[0], conditions=conditions.seen)
+        unit_queue.end(folder, status, how.state, how.cause, how.reason)
 
-    def _attempt(self, folder: Path, spec: RunSpec, lock: int) -> tuple[UnitState, str]:
-        """How one process ended; RUNNING when the unit wants another."""
+    def _attempt(self, folder: Path, spec: RunSpec, keep: list[int], conditions: power.Conditions) -> End:
+        """How one process ended; ITSELF when the unit wants another."""
         (folder / "progress").unlink(missing_ok=True)
+        killed = reasons.oom_kills()
         with (folder / "harness.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, _entry(), "run", str(folder)],
+                [processes.python(), processes.entry(), "run", str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=folder,
-                # With the lock: no other unit starts here while this one lives, even if its supervisor dies.
-                pass_fds=(lock,),
+                env=processes.environment(folder),
+                # With the locks: no other unit starts here while this one lives, even if its supervisor dies.
+                pass_fds=keep,
             )  # fmt: skip
+        gone = True
         try:
-            state, cause = self._watch(process, folder, spec, lock)
+            how = self._watch(process, folder, spec, keep[0], conditions)
         finally:
-            _end(process)
-        return _verdict(process, folder) if state is UnitState.RUNNING else (state, cause)
+            gone = processes.end(process, folder, [self._guard.pid] if self._guard else [])
+        if not gone:
+            return End(UnitState.FAILED, "its processes cannot be killed: the host needs a reboot", Reason.OTHER)
+        found = _verdict(process, folder, out_of_memory=reasons.oom_kills() > killed)
+        # What was measured to its end before it was stopped is done all the same.
+        return found if how is ITSELF or found.state is UnitState.DONE else how
 
     def _watch(
-        self, process: "subprocess.Popen[bytes]", folder: Path, spec: RunSpec, lock: int
-    ) -> tuple[UnitState, str]:
-        """RUNNING when the unit ended by itself, else why it must end."""
+        self, process: "subprocess.Popen[bytes]", folder: Path, spec: RunSpec, lock: int, conditions: power.Conditions
+    ) -> End:
+        """ITSELF when the unit ended by itself, else why it must end."""
         _write_owner(lock, process.pid, folder)
-        deadline = time.monotonic() + spec.deadline_s
+        began = time.monotonic()
         status = read_status(folder) or UnitStatus(unit=spec.unit, state=UnitState.RUNNING, started_at=time.time())
         while process.poll() is None:
             self._beat()
+            spent = time.monotonic() - began
             with suppress(OSError):
                 done, left = _progress(folder)
-                status = replace(status, pid=process.pid, heartbeat_at=time.time(), samples_done=done)
-                status = replace(status, expected_s=_expected(status, left))
-                write_json(folder / "status.json", status)
-            if time.monotonic() > deadline:
-                return UnitState.TIMEOUT, f"stopped after its deadline of {spec.deadline_s:.0f} s"
+                status = replace(
+                    status, pid=process.pid, heartbeat_at=time.time(), beat_uptime=processes.uptime(),
+                    samples_done=done, expected_s=status.expected_s if left is None else spent + left,
+                    conditions=conditions.seen,
+                )  # fmt: skip
+                space.write_over_or_new(folder / "status.json", status)
+            if spent > spec.deadline_s:
+                cause = f"stopped after its deadline of {spec.deadline_s:.0f} s"
+                return End(UnitState.TIMEOUT, cause, Reason.TIMEOUT)
             if (self._session / "cancel").exists() or (folder / "cancel").exists():
-                return UnitState.INTERRUPTED, "cancelled"
+                return End(UnitState.INTERRUPTED, "cancelled", Reason.CANCELLED)
+            if cause := conditions.stops:
+                return End(UnitState.INTERRUPTED, cause, Reason.POWER)
             if self._stopping:
-                return UnitState.INTERRUPTED, "the supervisor was stopped"
-            _wait(process, BEAT_SECONDS)
-        return UnitState.RUNNING, ""
+                return End(UnitState.INTERRUPTED, STOPPED, Reason.INTERRUPTED)
+            processes.wait(process, BEAT_SECONDS)
+        return ITSELF
+
+
+def _start_guard() -> "subprocess.Popen[bytes] | None":
+    """A process that ends the unit's processes if this one is killed. Its stdin ends with us, however we end."""
+    try:
+        return subprocess.Popen(
+            [processes.python(), processes.entry(), "guard", str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/",
+        )  # fmt: skip
+    except OSError:
+        # Without it the kernel still kills the unit's first process, and the next start what is left.
+        return None
 
 
 def _write_owner(lock: int, unit: int, folder: Path) -> None:
-    """Who holds the lock, in the lock file itself."""
-    owner = {"supervisor": os.getpid(), "unit": unit, "folder": str(folder), "boot_id": boot_id()}
+    """Who holds the lock, in the lock file itself: preflight reads it."""
+    owner = {"supervisor": os.getpid(), "unit": unit, "folder": str(folder), "boot_id": processes.boot_id()}
     with suppress(OSError):
         os.ftruncate(lock, 0)
         os.write(lock, json.dumps(owner).encode())
 
 
-def _read_owner(path: Path) -> dict[str, Any] | None:
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return owner if {"supervisor", "unit", "folder", "boot_id"} <= set(owner) else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _runs(pid: int, word: str) -> bool:
-    """Whether process `pid` is there and has `word` among its arguments: numbers are reused."""
-    try:
-        return word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return False
-
-
-def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """No process of the unit is left behind, whether it ended by itself or not."""
-    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        _wait(process, seconds)
-    process.wait()
-
-
-def _verdict(process: "subprocess.Popen[bytes]", folder: Path) -> tuple[UnitState, str]:
+def _verdict(process: "subprocess.Popen[bytes]", folder: Path, *, out_of_memory: bool) -> End:
+    """How a unit that ended by itself ended; `out_of_memory` when the kernel has killed for memory meanwhile."""
     code = process.returncode
     if code == REPEAT and not (folder / "manifest.json").is_file():
-        return UnitState.RUNNING, ""
+        return ITSELF
     # The folder was fresh and the manifest is written last: a process that dies after it has finished its work.
     if (folder / "manifest.json").is_file():
-        return UnitState.DONE, ""
-    try:
-        cause = str(json.loads((folder / "error.json").read_text(encoding="utf-8"))["cause"])
-    except (OSError, ValueError, KeyError):
-        cause = ""
+        return End(UnitState.DONE)
+    cause, reason = _error(folder)
+    state = UnitState.FAILED
     if code < 0:
         name = signal.Signals(-code).name
-        cause = f"killed by {name}" + (": out of memory?" if name == "SIGKILL" else "")
-    return UnitState.FAILED, cause or f"harness ended with {code}, see harness.log"
+        cause = f"killed by {name}"
+        if name in {"SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"}:
+            # Nobody but somebody else sends these.
+            state, reason = UnitState.INTERRUPTED, Reason.INTERRUPTED
+    if out_of_memory:
+        state, reason = UnitState.FAILED, Reason.OUT_OF_MEMORY
+        cause = f"out of memory: {cause or 'one of its processes was killed'}"
+    return End(state, cause or f"harness ended with {code}, see harness.log", reason)
 
 
-def _expected(status: UnitStatus, left: float | None) -> float:
-    """Seconds the unit will take in all: what it has taken and what it says is `left`, once it can say."""
-    spent = (status.heartbeat_at or 0.0) - (status.started_at or 0.0)
-    return max(0.0, spent) + left if left is not None else status.expected_s
+def _error(folder: Path) -> tuple[str, Reason]:
+    """What the unit itself wrote of its failure."""
+    try:
+        told = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+        return str(told["cause"]), Reason(told.get("reason", Reason.OTHER))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", Reason.OTHER
 
 
 def _progress(folder: Path) -> tuple[int, float | None]:
@@ -371,33 +323,3 @@ def _progress(folder: Path) -> tuple[int, float | None]:
         return int(told["samples_done"]), None if left is None else float(left)
     except (OSError, ValueError, KeyError, TypeError):
         return 0, None
-
-
-def cancel(work: Path, session_name: str) -> bool:
-    """Ask a session's supervisor to stop; False when the session is not known here."""
-    session = work / "runs" / session_name
-    if not session.is_dir():
-        return False
-    (session / "cancel").touch()
-    return True
-
-
-def pack(work: Path, session_name: str, unit: str) -> dict[str, Any]:
-    """An archive of an ended unit's folder: its path, size and sha256. The same folder gives the same bytes.
-
-    What a unit lacks is missing from it, not an error here.
-    """
-    folder = work / "tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{session_name}.{unit}.tar.gz"
-    source = work / "runs" / session_name / unit
-    partial = path.with_suffix(".partial")
-    with (
-        partial.open("wb") as raw,
-        gzip.GzipFile("", "wb", 1, raw, mtime=0) as stream,
-        tarfile.open(fileobj=stream, mode="w") as archive,
-    ):
-        for file in sorted(source.rglob("*")):
-            archive.add(file, arcname=f"{unit}/{file.relative_to(source).as_posix()}", recursive=False)
-    partial.replace(path)
-    return {"archive": str(path), "size": path.stat().st_size, "sha256": _digest(path)}

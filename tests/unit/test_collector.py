@@ -16,7 +16,7 @@ import pytest
 
 from fleet import collect, handoff
 from fleet.handoff import Collected, Plan, UnitRecord
-from fleet.harness import supervise
+from fleet.harness import packing
 from fleet.harness.contract import UnitState, UnitStatus
 from fleet.inventory import reach
 from fleet.session import Session
@@ -282,7 +282,7 @@ def test_the_harness_and_the_shell_do_what_is_asked_of_them(tmp_path: Path, monk
     rows = tuple(replace(item, work_dir=str(work)) for item in handoff.readiness(session))
     session.write(session.provision / "readiness.json", handoff.ReadinessFile(hosts=rows))
     monkeypatch.setattr(reach, "connect", lambda _: reach.LocalConnection())
-    packed_here = supervise.pack(work, session.token, UNIT)
+    packed_here = packing.pack(work, session.token, UNIT)
     begun = session.collect / ".incoming" / f"{UNIT}.{packed_here['sha256']}.tar"
     begun.parent.mkdir(parents=True)
     begun.write_bytes(Path(packed_here["archive"]).read_bytes()[:123])

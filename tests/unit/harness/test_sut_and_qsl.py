@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,8 +188,17 @@ def test_assets_are_prepared_once_per_digest(tmp_path: Path, monkeypatch: pytest
                 raise ValueError("damaged")
             return {}
 
+        @staticmethod
+        def open(_name: str, _folder: Path) -> SimpleNamespace:
+            return SimpleNamespace(model={"weights_sha256": "abc"})
+
     monkeypatch.setitem(__import__("sys").modules, "fleet.harness.benchmarks.probe", Module)
     assert assets.prepare(tmp_path, "b", "probe", "one") is True
+    assert assets.prepare(tmp_path, "b", "probe", "one") is False
+    stamp = tmp_path / "assets" / "b" / ".complete"
+    assert assets.read_stamp(stamp) == {"digest": "one", "weights": "abc"}
+    # As harnesses wrote it before they knew the weights.
+    stamp.write_text("one\n", encoding="utf-8")
     assert assets.prepare(tmp_path, "b", "probe", "one") is False
     assert assets.prepare(tmp_path, "b", "probe", "two") is True
     with pytest.raises(ValueError, match="damaged"):
