@@ -1,7 +1,9 @@
 """Bring ended units home and hold every file to the manifest. What comes from a host is not trusted.
 
 A unit is fetched over the poll's own connection as soon as it ends, while its host works on the next; the collect
-stage fetches what that left, say from a host that was away.
+stage fetches what that left, say from a host that was away, and asks such a host what became of its units.
+
+Nothing that came home is ever deleted: what makes room for a later attempt goes to collect/.earlier/.
 """
 
 import glob
@@ -11,34 +13,43 @@ import shutil
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError
 
-from fleet import handoff
+from fleet import answers, handoff, threads
+from fleet.errors import ResultsError
 from fleet.handoff import Collected, CollectedFile, UnitRecord
-from fleet.harness.contract import FileEntry, RunManifest, UnitState, read_spec
+from fleet.harness.contract import FileEntry, Reason, RunManifest, RunSpec, UnitState, read_spec
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
+from fleet.results import loadgen_log
 from fleet.session import Session
+from fleet.subset import EVERYTHING, Subset
 from fleet.terms import HostState
 from fleet.watch import Watch
 
 MEMBER_LIMIT, BYTE_LIMIT = 10_000, 4 * 2**30
 """Files and bytes that one unit may have."""
-PACK_TIMEOUT = 600.0
+PACK_TIMEOUT, STALLED_S, ASK_S = 600.0, 15.0, 15.0
+"""Seconds that packing may take; without a sign of life; and that a question may take."""
+PACKED_A_SECOND = 16 * 2**20
+"""Bytes that a slow host packs in a second: it makes an archive anew up to the place where a transfer goes on."""
 AT_ONCE = 4
-"""Hosts fetched from side by side: the transfers share one controller and its network."""
+"""Transfers side by side: they share one controller and its network."""
+SIGN_OF_LIFE = "while sleep 2 </dev/null >/dev/null 2>&1; do echo; done & beat=$!; {}; code=$?; kill $beat; exit $code"
+"""Empty lines before the JSON of a command that takes long: a frozen host is told from a busy one."""
 
 
 class _Packed(BaseModel):
     """What `pack` on a host says; the digest becomes part of a file name here."""
 
-    archive: str
+    archive: str | None = None
+    """Where it wrote one; a host that wrote none makes it anew as it sends it, the same to the last byte."""
     size: NonNegativeInt
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -46,51 +57,76 @@ class _Packed(BaseModel):
 class Collector:
     """Brings units home one by one, over whatever connection is open; safe to call from several threads."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, planned: Mapping[str, RunSpec] | None = None) -> None:
+        """`planned` by unit instead of the plan's own, where it is still growing."""
+        self.session = session
         self._incoming = session.collect / ".incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
-        self._specs = {spec.unit: spec for spec in handoff.plan(session).units}
+        self._specs = {spec.unit: spec for spec in handoff.plan(session).units} if planned is None else planned
         self._lock = threading.Lock()
+        self._flowing = threading.BoundedSemaphore(AT_ONCE)
         self.found = handoff.collected(session)
 
     def is_home(self, unit: str) -> bool:
         """Whether the unit's files are here, verified, and made for the spec that is planned now."""
-        return unit in self.found and self.found[unit].complete and self._is_of(unit, self.found[unit])
+        return unit in self.found and self.found[unit].complete and self._is_of(unit, self.found[unit].folder)
 
-    def _is_of(self, unit: str, home: Collected) -> bool:
+    def _is_of(self, unit: str, folder: str) -> bool:
         try:
-            spec = read_spec(self._session.root / home.folder / "run_spec.json")
+            spec = read_spec(self.session.root / folder / "run_spec.json")
         except (OSError, ValueError, KeyError):
             return False
-        return handoff.same_run(spec, self._specs[unit])
+        return unit in self._specs and handoff.same_run(spec, self._specs[unit])
 
     def note(self, unit: str, home: Collected) -> Collected:
         """Keep what is known of a unit's files, in memory and on disk."""
         with self._lock:
+            if not home.folder and unit in self.found:
+                # Logs of a failed unit that came home earlier are still there.
+                home = replace(home, folder=self.found[unit].folder)
             self.found[unit] = home
-            self._session.write(self._session.collect / "collected.json", CollectedFile(units=self.found))
+            self.session.write(self.session.collect / "collected.json", CollectedFile(units=self.found))
         return home
 
     def bring(self, connection: reach.Connection, work_dir: str, record: UnitRecord) -> Collected:
-        """Fetch, unpack and verify one ended unit; what goes wrong is the answer's cause, never an exception."""
+        """Fetch, unpack and verify one ended unit; what goes wrong is the answer's cause, never an exception.
+
+        Whether LoadGen says VALID is looked at as well: a complete unit may have the reason INVALID_RESULT.
+        """
         unit = record.unit
         try:
             archive = self._fetch(connection, work_dir, unit)
             home = self._unpack(archive, record)
         except reach.Unreachable as error:
-            home = Collected(folder="", complete=False, cause=f"while its files were fetched: {error.cause}")
-        except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error) as error:
-            home = Collected(folder="", complete=False, cause=f"the archive it sent cannot be used: {error}")
-        return self.note(unit, home)
+            cause = f"while its files were fetched: {error.cause}"
+            home = Collected(folder="", complete=False, cause=cause, reason=Reason.UNREACHABLE)
+        except (tarfile.TarError, ValueError, EOFError, zlib.error) as error:
+            cause = answers.one_line(f"the archive it sent cannot be used: {error}")
+            reason = Reason.NO_SPACE if "No space left" in cause else Reason.CORRUPT_FILES
+            home = Collected(folder="", complete=False, cause=cause, reason=reason)
+        except OSError as error:
+            # Not the host's fault, and no reason to stop asking the others.
+            cause = f"on this machine: {error.strerror or error}: free some space in {self.session.collect}"
+            home = Collected(folder="", complete=False, cause=cause, reason=Reason.NO_SPACE)
+        with suppress(OSError):
+            # What is here stays known, whatever became of a further attempt.
+            if home.complete or not self.is_home(unit):
+                self.note(unit, home)
+        return home
+
+    def missing(self, unit: str, cause: str, reason: Reason = Reason.NONE) -> None:
+        """Keep why a unit's files are not here, unless they are."""
+        if not self.is_home(unit):
+            self.note(unit, Collected(folder="", complete=False, cause=cause, reason=reason))
 
     def _fetch(self, connection: reach.Connection, work_dir: str, unit: str) -> Path:
         """The unit's archive, whole; a transfer that broke off goes on where it stopped.
 
         Raises Unreachable when the host falls silent, and ValueError when it sends anything else than it announced.
         """
-        command = [f"{work_dir}/venv/bin/python", f"{work_dir}/harness/current", "pack", work_dir]
-        answer = connection.run(shlex.join([*command, self._session.token, unit]), timeout=PACK_TIMEOUT)
+        harness = [f"{work_dir}/venv/bin/python", f"{work_dir}/harness/current"]
+        command = SIGN_OF_LIFE.format(shlex.join([*harness, "pack", work_dir, self.session.token, unit]))
+        answer = connection.run(command, timeout=PACK_TIMEOUT, stalled=STALLED_S)
         if answer.rc:
             raise ValueError((answer.err.strip().splitlines() or [f"packing ended with {answer.rc}"])[-1][:300])
         packed = _read_packed(answer.out)
@@ -103,35 +139,93 @@ class Collector:
                 other.unlink()
         with archive.open("ab") as sink:
             at = sink.tell()
-            connection.copy(f"tail -c +{at + 1} {shlex.quote(packed.archive)}", sink, limit=packed.size - at)
+            if packed.archive is None:
+                send = shlex.join([*harness, "send", work_dir, self.session.token, unit, str(at)])
+            else:
+                send = f"tail -c +{at + 1} {shlex.quote(packed.archive)}"
+            # A place taken by a host that has just fallen silent is waited for no longer than that is noticed.
+            slot = self._flowing.acquire(timeout=STALLED_S)
+            try:
+                connection.copy(send, sink, limit=packed.size - at, stalled=STALLED_S + at / PACKED_A_SECOND)
+            finally:
+                if slot:
+                    self._flowing.release()
         if archive.stat().st_size < packed.size:
             raise reach.Unreachable(HostState.UNREACHABLE, "the transfer broke off")
         if _sha256(archive) != packed.sha256:
             archive.unlink()
             raise ValueError("its sha256 is not the one announced")
-        connection.run(f"rm -f {shlex.quote(packed.archive)}", timeout=PACK_TIMEOUT)
+        if packed.archive is not None:
+            connection.run(f"rm -f {shlex.quote(packed.archive)}", timeout=ASK_S)
         return archive
 
     def _unpack(self, archive: Path, record: UnitRecord) -> Collected:
-        unit, session = record.unit, self._session
+        """Put a unit's files where they belong. Raises OSError when there is no room, what was there being there still."""
+        unit, session = record.unit, self.session
         staging = self._incoming / unit
         shutil.rmtree(staging, ignore_errors=True)
         try:
             unpack(archive, staging, [unit])
-            if not (staging / unit).is_dir():
-                return Collected(folder="", complete=False, cause="the host has no files of it any more")
+            fresh = staging / unit
+            if not fresh.is_dir():
+                cause = "the host has no files of it any more"
+                archive.unlink()
+                return Collected(folder="", complete=False, cause=cause, reason=Reason.CORRUPT_FILES)
+            cause = verify(fresh) if record.state is UnitState.DONE else record.cause or str(record.state)
             target = session.collect / record.host / unit
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (staging / unit).replace(target)
-        finally:
+            folder = target.relative_to(session.root).as_posix()
+            if target.is_dir() and _digests(target) == _digests(fresh):
+                shutil.rmtree(target)
+            elif target.is_dir():
+                if cause and self.is_home(unit):
+                    # An attempt that failed never takes the place of one that did not.
+                    fresh.replace(self._earlier(unit, fresh))
+                    archive.unlink()
+                    return self.found[unit]
+                target.replace(self._earlier(unit, target))
+            fresh.replace(target)
+            archive.unlink()
+        except (tarfile.TarError, ValueError, EOFError, zlib.error):
             archive.unlink(missing_ok=True)
+            raise
+        finally:
             shutil.rmtree(staging, ignore_errors=True)
-        cause = verify(target) if record.state is UnitState.DONE else record.cause or str(record.state)
-        home = Collected(folder=target.relative_to(session.root).as_posix(), complete=not cause, cause=cause)
-        if home.complete and not self._is_of(unit, home):
-            return replace(home, complete=False, cause="it ran by another spec than was planned: fleet run")
-        return home
+        if cause:
+            reason = Reason.CORRUPT_FILES if record.state is UnitState.DONE else record.reason
+            return Collected(folder=folder, complete=False, cause=cause, reason=reason)
+        if not self._is_of(unit, folder):
+            other = "it ran by another spec than was planned: fleet run"
+            return Collected(folder=folder, complete=False, cause=other, reason=Reason.LOCK_CHANGED)
+        invalid = _invalid(target)
+        reason = Reason.INVALID_RESULT if invalid else Reason.NONE
+        return Collected(folder=folder, complete=True, cause=invalid, reason=reason)
+
+    def _earlier(self, unit: str, folder: Path) -> Path:
+        """A free place for files of `unit` that make room: collect/.earlier/<unit>.<sha256 of its spec, 12>.<number>."""
+        parent = self.session.collect / ".earlier"
+        parent.mkdir(exist_ok=True)
+        spec = folder / "run_spec.json"
+        digest = _sha256(spec)[:12] if spec.is_file() else "unknown"
+        number = 1
+        while (place := parent / f"{unit}.{digest}.{number}").exists():
+            number += 1
+        return place
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def _invalid(folder: Path) -> str:
+    """Why LoadGen says INVALID of a unit; empty when it does not, or was not asked, or its log is the results' affair."""
+    try:
+        summary = loadgen_log.summarise(
+            (folder / "mlperf_log_detail.txt").read_text(encoding="utf-8", errors="replace")
+        )
+    except (OSError, ResultsError):
+        return ""
+    return answers.one_line(f"INVALID: {'; '.join(summary.invalid_reasons)}") if summary.valid is False else ""
 
 
 def _read_packed(text: str) -> _Packed:
@@ -144,44 +238,100 @@ def _read_packed(text: str) -> _Packed:
         raise ValueError(f"the host's answer cannot be read: {where}{wrong['msg']}") from error
 
 
-def collect(session: Session, watch: Watch) -> dict[str, Collected]:
-    """Fetch and verify what ran and is not home yet; one entry per planned unit."""
+def collect(session: Session, watch: Watch, subset: Subset = EVERYTHING) -> dict[str, Collected]:
+    """Fetch and verify what ran and is not home yet; one entry per planned unit. Only hosts of `subset` are asked.
+
+    A host that was lost, or that nobody watched to the end, is asked anew what became of its units.
+    """
     watch.stage("collect", "files home, checked against their manifests")
     collector = Collector(session)
     known = handoff.records(session)
     wanted: dict[str, list[UnitRecord]] = {}
     for spec in handoff.plan(session).units:
         record = known.get(spec.unit)
-        if collector.is_home(spec.unit):
+        if collector.is_home(spec.unit) and not (record is not None and _may_be_there(record)):
             continue
-        if record is not None and record.status is not None and record.state.ended:
+        if cause := subset.left_out(spec.host):
+            if spec.unit not in collector.found:
+                collector.note(spec.unit, Collected(folder="", complete=False, cause=cause))
+            continue
+        if record is not None and (_may_be_there(record) or (record.status is not None and record.state.ended)):
             wanted.setdefault(spec.host, []).append(record)
         else:
             cause = (record.cause or str(record.state)) if record else "never started"
-            collector.note(spec.unit, Collected(folder="", complete=False, cause=cause))
+            collector.missing(spec.unit, cause, record.reason if record else Reason.NONE)
     work_dirs = {item.host: item.work_dir for item in handoff.readiness(session)} if wanted else {}
     hosts = [host for host in files.hosts(session) if host.name in wanted] if wanted else []
-    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        list(pool.map(lambda host: _from_host(collector, host, work_dirs[host.name], wanted[host.name], watch), hosts))
+
+    def fetch(host: Host) -> None:
+        specs = {spec.unit: spec for spec in handoff.plan(session).units if spec.host == host.name}
+        work_dir = work_dirs.get(host.name) or next(iter(specs.values())).work_dir
+        _from_host(collector, host, work_dir, wanted[host.name], watch)
+
+    for _ in threads.each(fetch, hosts):
+        pass
     return collector.found
 
 
+def _may_be_there(record: UnitRecord) -> bool:
+    """Whether a host may have run a unit although this side never heard of it."""
+    return record.state in {UnitState.QUEUED, UnitState.RUNNING, UnitState.UNREACHABLE}
+
+
 def _from_host(collector: Collector, host: Host, work_dir: str, records: list[UnitRecord], watch: Watch) -> None:
+    left = [record.unit for record in records]
     try:
         connection = reach.connect(host)
+        try:
+            for number, record in enumerate(_asked_anew(connection, collector.session, work_dir, records)):
+                watch.host(host.name, f"fetching {record.unit}", fraction=number / len(records))
+                _fetch(collector, connection, work_dir, record)
+                left.remove(record.unit)
+        finally:
+            connection.close()
     except reach.Unreachable as error:
-        for record in records:
-            collector.note(record.unit, Collected(folder="", complete=False, cause=error.cause))
-        watch.host(host.name, error.cause, ended=True)
-        return
-    try:
-        for number, record in enumerate(records):
-            watch.host(host.name, f"fetching {record.unit}", fraction=number / len(records))
-            collector.bring(connection, work_dir, record)
-    finally:
-        connection.close()
+        for unit in left:
+            collector.missing(unit, error.cause, Reason.UNREACHABLE)
+        if len(left) == len(records):
+            watch.host(host.name, error.cause, ended=True)
+            return
     verified = sum(collector.found[record.unit].complete for record in records)
     watch.host(host.name, f"{verified} of {len(records)} units verified", ended=True)
+
+
+def _fetch(collector: Collector, connection: reach.Connection, work_dir: str, record: UnitRecord) -> None:
+    """Bring one unit. Raises Unreachable when the host has fallen silent."""
+    if not record.state.ended:
+        wait = f"fleet bench --session {collector.session.id}"
+        collector.missing(record.unit, f"still {record.state} there, as far as is known: {wait}", record.reason)
+    elif not collector.is_home(record.unit):
+        home = collector.bring(connection, work_dir, record)
+        if home.reason is Reason.UNREACHABLE:
+            # One transfer may break off; a host that says nothing at all is not asked for each unit that is left.
+            connection.run("true", timeout=ASK_S)
+
+
+def _asked_anew(
+    connection: reach.Connection, session: Session, work_dir: str, records: list[UnitRecord]
+) -> list[UnitRecord]:
+    """The records, brought up to date where the host was not heard to the end. Raises Unreachable when it is silent."""
+    asked = [record.unit for record in records if not record.state.ended or _may_be_there(record)]
+    if not asked:
+        return records
+    question = answers.question(f"{work_dir}/runs/{session.token}", asked)
+    word = answers.parse(connection.run(question, timeout=ASK_S).out)
+    if not word.uptime:
+        raise reach.Unreachable(HostState.UNREACHABLE, "its answer cannot be read")
+    found = []
+    for record in records:
+        updated = record
+        # Of a unit that never came to the host there is nothing to say but what is known.
+        if record.unit in asked and record.unit in word.statuses:
+            updated = answers.update(record, word)
+            if updated != record:
+                session.write(session.run / "units" / f"{record.unit}.json", updated)
+        found.append(updated)
+    return found
 
 
 def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:

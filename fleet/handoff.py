@@ -1,11 +1,15 @@
 """What one stage leaves for the next: the types of the session's files, and reading them back. No logic."""
 
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fleet.harness.contract import Reason, RunSpec, Scenario, SystemFacts, UnitState, UnitStatus
 from fleet.session import Session
 from fleet.terms import HostState
+
+SAID_AT_MOST = 60
+"""Characters of a value that is told to people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,23 @@ class UnitRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostRecord:
+    """run/hosts/<host>.json: whether a host answers while its units run; written when that changes."""
+
+    host: str
+    state: HostState
+    """READY while it answers, UNREACHABLE once it counts as lost, CHANGED_KEY when it must not be asked any more."""
+    cause: str = ""
+    """Why the last question got no answer; said from the first one on, long before the host counts as lost."""
+    hint: str = ""
+    since: float
+    """When this became so: Unix seconds by the controller's clock."""
+    last_answer_at: float | None = None
+    """The same clock; None before its first answer."""
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
     """What came home of one unit."""
 
@@ -121,12 +142,48 @@ def pending(spec: RunSpec) -> UnitRecord:
     return UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING, labels=spec.labels)
 
 
-def same_run(one: RunSpec, other: RunSpec) -> bool:
-    """Whether two specs ask for the same measurement.
+UNMEASURED = frozenset(
+    {"unit", "session", "host", "work_dir", "start", "attempt", "labels", "expected_s", "deadline_s", "lock"}
+)
+"""Parts of a spec that make no other measurement of it: where fleet's folder lies, where tuning begins, what is said."""
 
-    Where fleet's folder lies on the host, and where its tuning begins, makes no difference.
+
+def difference(old: RunSpec, new: RunSpec) -> str:
+    """What makes two specs two measurements, for people; empty when a number of one is a number of the other."""
+    for name in sorted(set(old.lock) | set(new.lock)):
+        before, after = old.lock.get(name, ""), new.lock.get(name, "")
+        # Weights are known once they lie on the host; from then on they must not change.
+        if before != after and not (name == "weights" and not (before and after)):
+            return _told(name.removeprefix("wheel:"), before, after)
+    one, other = asdict(old), asdict(new)
+    changed = next((name for name in one if name not in UNMEASURED and one[name] != other[name]), "")
+    return _told(changed, one[changed], other[changed]) if changed else ""
+
+
+def _told(name: str, before: object, after: object) -> str:
+    """What changed, in a line: digests by their beginnings, long texts not at all."""
+    short = [" ".join(str(value).split()) or "none" for value in (before, after)]
+    short = [text[:12] if re.fullmatch(r"[0-9a-f]{16,}", text) else text for text in short]
+    return f"{name} {' → '.join(short)}" if max(map(len, short)) <= SAID_AT_MOST else f"{name} changed"
+
+
+def same_run(one: RunSpec, other: RunSpec) -> bool:
+    """Whether two specs ask for the same measurement, under the same lock."""
+    return not difference(one, other)
+
+
+def why_again(old: RunSpec, new: RunSpec, record: UnitRecord, home: Collected | None) -> str:
+    """Why a unit is not finished with: what it was made with, how it ended, or that its files are not here.
+
+    Empty when it is done, verified at home and what `new` asks for: then nothing is done about it.
     """
-    return replace(one, work_dir="", start={}) == replace(other, work_dir="", start={})
+    if changed := difference(old, new):
+        return changed
+    if record.state is not UnitState.DONE:
+        return f"{record.state}: {record.cause}" if record.cause else str(record.state)
+    if home is None:
+        return "its files are not home"
+    return "" if home.complete else f"its files are not home: {home.cause}"
 
 
 def readiness(session: Session) -> tuple[Readiness, ...]:
@@ -156,6 +213,12 @@ def records(session: Session, stage: Path | None = None) -> dict[str, UnitRecord
         record = session.read(path, UnitRecord)
         found[record.unit] = record
     return found
+
+
+def host_records(session: Session) -> dict[str, HostRecord]:
+    """Hosts that were asked while their units ran, and whether they answered."""
+    paths = sorted((session.run / "hosts").glob("*.json"))
+    return {found.host: found for found in (session.read(path, HostRecord) for path in paths)}
 
 
 def tuned(session: Session) -> dict[str, dict[str, dict[Scenario, dict[str, float]]]]:

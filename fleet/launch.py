@@ -1,21 +1,56 @@
 """Hand hosts their units and watch them to their ends: what run and tune have in common."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import queue
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
-from fleet import handoff, poll
+from fleet import handoff, poll, retries
 from fleet.campaign import Campaign
-from fleet.handoff import UnitRecord
-from fleet.harness.contract import RunSpec, UnitState
-from fleet.inventory import files, reach, ssh_config
-from fleet.plays import PlayRequest, Plays
+from fleet.handoff import Collected, HostRecord, Readiness, UnitRecord
+from fleet.harness.contract import Reason, RunSpec, UnitState
+from fleet.inventory import files, reach
+from fleet.polled import Polled
 from fleet.session import Session
 from fleet.terms import HostState
-from fleet.watch import Watch, duration
+from fleet.watch import Watch
 
-Bring = Callable[[reach.Connection, str, UnitRecord], object]
-"""What is done about an ended unit while the connection to its host is open: connection, work folder, record."""
+Bring = poll.Bring
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A host whose readiness is settled, and the units it is to run."""
+
+    readiness: Readiness
+    specs: Sequence[RunSpec]
+
+
+Batches = queue.SimpleQueue[Batch | None]
+"""Hosts as they become ready; None after the last."""
+
+
+def batches(pairs: Iterable[tuple[Readiness, Sequence[RunSpec]]]) -> Batches:
+    """A finished queue, for those who have everything."""
+    made: Batches = queue.SimpleQueue()
+    for readiness, specs in pairs:
+        made.put(Batch(readiness, specs))
+    made.put(None)
+    return made
+
+
+def by_host(readiness: Iterable[Readiness], wanted: Iterable[RunSpec]) -> list[tuple[Readiness, list[RunSpec]]]:
+    """`wanted` by host, in order. A host without readiness was never provisioned, and its units will say so."""
+    found = {item.host: item for item in readiness}
+    specs: dict[str, list[RunSpec]] = {}
+    for spec in wanted:
+        specs.setdefault(spec.host, []).append(spec)
+    never = "never provisioned: fleet provision"
+    return [
+        (found.get(host) or Readiness(host=host, state=HostState.NOT_READY, cause=never), listed)
+        for host, listed in specs.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,73 +59,99 @@ class Launcher:
 
     session: Session
     campaign: Campaign
-    plays: Plays
     watch: Watch
     folder: Path
-    """Where queues/ and units/ are written: the stage's own folder of the session."""
+    """Where hosts/ and units/ are written: the stage's own folder of the session."""
     token: str
     """The session's name on the hosts."""
+    _unwritten: dict[Path, UnitRecord | HostRecord] = field(default_factory=dict)
+    """What this machine's disk had no room for."""
 
     def note(self, record: UnitRecord) -> None:
         """Keep what is known of a unit."""
-        self.session.write(self.folder / "units" / f"{record.unit}.json", record)
+        self.session.write(self._path(record), record)
 
-    def launch(self, wanted: Sequence[RunSpec], bring: Callable[[], Bring]) -> None:
-        """Start `wanted` and watch until each has ended; `bring` is asked for once something has started."""
-        if started := self._start(wanted):
-            poll.poll(
-                started,
-                handoff.records(self.session, self.folder),
-                self.note,
-                bring(),
-                self.watch,
-                token=self.token,
-                lost_after_s=self.campaign.run.lost_after_s,
-            )
+    def launch(self, batches: Batches, bring: Callable[[], Bring]) -> None:
+        """Start the units of each batch as it comes, and watch until each has ended.
 
-    def _start(self, wanted: Sequence[RunSpec]) -> list[poll.Polled]:
-        """Hand every ready host its units; units that cannot start end here, with the cause."""
-        found = {item.host: item for item in handoff.readiness(self.session)}
-        queues: dict[str, list[RunSpec]] = {}
-        for spec in wanted:
-            host = found.get(spec.host)
-            record = handoff.pending(spec)
-            if host is None:
-                record = replace(record, state=UnitState.NOT_READY, cause="never provisioned: fleet provision")
-            elif host.state is not HostState.READY:
-                state = UnitState.UNREACHABLE if host.state is HostState.UNREACHABLE else UnitState.NOT_READY
-                record = replace(record, state=state, cause=host.cause or str(host.state))
-            elif spec.benchmark in host.cannot:
-                record = replace(record, state=UnitState.NOT_READY, cause=host.cannot[spec.benchmark])
-            else:
-                queues.setdefault(spec.host, []).append(spec)
-            self.note(record)
-        if not queues:
-            return []
-        folder = self.folder / "queues"
-        for name, specs in queues.items():
-            self.session.write(folder / f"{name}.json", {"session": self.token, "specs": specs})
-            minutes = sum(spec.expected_s for spec in specs) / 60
-            self.watch.host(name, f"starting {len(specs)} units, about {duration(minutes)}")
-        request = PlayRequest(
-            playbook="run",
-            inventory=self.session.inventory / "hosts.yml",
-            hosts=list(queues),
-            variables={"benchmark_run_queues": str(folder.resolve())},
-            folder=self.session.plays / self.folder.name,
-            ssh_arguments=ssh_config.ssh_arguments(),
-        )
-        outcomes = self.plays.run(request, lambda _: None)
-        by_name = {host.name: host for host in files.hosts(self.session)}
-        started = []
-        for name, specs in queues.items():
-            outcome = outcomes[name]
-            if outcome.state is HostState.READY:
-                units = [spec.unit for spec in specs]
-                started.append(poll.Polled(host=by_name[name], work_dir=found[name].work_dir, units=units))
-                continue
-            state = UnitState.UNREACHABLE if outcome.state is HostState.UNREACHABLE else UnitState.FAILED
-            for spec in specs:
-                self.note(replace(handoff.pending(spec), state=state, cause=outcome.cause))
-            self.watch.host(name, outcome.cause, ended=True)
-        return started
+        `bring` is asked for once the first is started. What ended for a reason that may pass is started again on the
+        same host, as the campaign's `run.retry` says. Raises OSError when records could not be written to the last.
+        """
+        for path in self._cancel_folder().glob("*"):
+            # Asked for again, after it was cancelled.
+            path.unlink(missing_ok=True)
+        hosts = {host.name: host for host in files.hosts(self.session)}
+        home = cache(bring)
+        known: dict[str, UnitRecord] = {}
+
+        def bring_home(connection: reach.Connection, work_dir: str, record: UnitRecord) -> Collected | None:
+            return home()(connection, work_dir, record)
+
+        def accept(batch: Batch) -> Polled | None:
+            ready = [spec for spec in batch.specs if self._may_start(batch.readiness, spec, known)]
+            if not ready:
+                return None
+            # Made now, when there is a plan: the connection to the host is its business later.
+            home()
+            specs = {spec.unit: spec for spec in ready}
+            host = hosts[batch.readiness.host]
+            return Polled(host=host, work_dir=batch.readiness.work_dir, specs=specs, to_start=list(specs))
+
+        poll.Poll(
+            known=known,
+            note=self._keep,
+            note_host=self._keep,
+            bring=bring_home,
+            watch=self.watch,
+            token=self.token,
+            lost_after_s=self.campaign.run.lost_after_s,
+            policy=lambda reason: retries.policy(self.campaign, reason),
+            cancelled=lambda: {path.name for path in self._cancel_folder().glob("*")},
+        ).run(batches, accept)
+        self._write_rest()
+
+    def _cancel_folder(self) -> Path:
+        """Where `fleet cancel` leaves the names of hosts and units, for the controller that runs them."""
+        return self.session.run / "cancel"
+
+    def _may_start(self, host: Readiness, spec: RunSpec, known: dict[str, UnitRecord]) -> bool:
+        """Whether the unit can start at all; one that cannot ends here, with the cause."""
+        record = known[spec.unit] = self._record(spec)
+        if host.state is not HostState.READY:
+            away = host.state is HostState.UNREACHABLE
+            state, reason = (UnitState.UNREACHABLE, Reason.UNREACHABLE) if away else (UnitState.NOT_READY, Reason.OTHER)
+            cause = host.cause or str(host.state)
+        elif spec.benchmark in host.cannot:
+            state, reason, cause = UnitState.NOT_READY, Reason.OTHER, host.cannot[spec.benchmark]
+        else:
+            self._keep(record)
+            return True
+        if host.state in poll.HOST_KEY:
+            reason = Reason.HOST_KEY
+        known[spec.unit] = replace(record, state=state, cause=cause, reason=reason)
+        self._keep(known[spec.unit])
+        return False
+
+    def _record(self, spec: RunSpec) -> UnitRecord:
+        """A unit that is about to start; its earlier attempts stay on record."""
+        path = self.folder / "units" / f"{spec.unit}.json"
+        attempts = self.session.read(path, UnitRecord).attempts if path.is_file() else ()
+        return replace(handoff.pending(spec), attempts=attempts)
+
+    def _path(self, record: UnitRecord | HostRecord) -> Path:
+        if isinstance(record, UnitRecord):
+            return self.folder / "units" / f"{record.unit}.json"
+        return self.folder / "hosts" / f"{record.host}.json"
+
+    def _keep(self, record: UnitRecord | HostRecord) -> None:
+        """Write a record; one for which there is no room is written later, and the units run on."""
+        self._unwritten[self._path(record)] = record
+        try:
+            self._write_rest()
+        except OSError as error:
+            self.watch.host(record.host, f"this machine cannot keep its records: {error.strerror or error}")
+
+    def _write_rest(self) -> None:
+        for path, record in list(self._unwritten.items()):
+            self.session.write(path, record)
+            del self._unwritten[path]

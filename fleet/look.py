@@ -101,15 +101,28 @@ def options(given: Mapping[str, Any], *, work_dir: str) -> dict[str, Any] | None
     return found
 
 
-def look(hosts: Sequence[Looked], wanted: Wanted, task: str, on_start: Callable[[str], None]) -> dict[str, HostOutcome]:
+def look(
+    hosts: Sequence[Looked],
+    wanted: Wanted,
+    task: str,
+    on_start: Callable[[str], None],
+    on_outcome: Callable[[HostOutcome], None] = lambda _: None,
+) -> dict[str, HostOutcome]:
     """Look at all hosts side by side; an outcome, as of a play with `task` in it, for each that needs no play.
 
+    `on_outcome` has each as soon as it is there, from several threads.
     Left out are hosts that need changes, and those whose answer settles nothing. Changes nothing on any host.
     """
     source = (content.root() / "roles" / ROLE / "library" / f"{MODULE}.py").read_text(encoding="utf-8")
     opened: list[reach.Connection] = []
 
     def one(item: Looked) -> HostOutcome | None:
+        outcome = asked(item)
+        if outcome is not None:
+            on_outcome(outcome)
+        return outcome
+
+    def asked(item: Looked) -> HostOutcome | None:
         on_start(item.host.name)
         command = shlex.join([item.python, "-c", source, json.dumps(item.options)])
         try:

@@ -5,18 +5,25 @@ the last three need no machine at all.
 """
 
 import importlib
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fleet import collect, provision, run, tune
+from fleet import collect, meanwhile, provision, run, tune
 from fleet.campaign import Campaign
+from fleet.handoff import Readiness
 from fleet.inventory import files
 from fleet.plays import Plays
 from fleet.session import Session
+from fleet.subset import EVERYTHING, Subset
+from fleet.terms import HostState
 from fleet.watch import Watch
+
+STOPPING_S = 15.0
+"""So long an interrupted play may take to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,41 +39,95 @@ class Outing:
     plays: Plays
     watch: Watch
     quick: bool
+    subset: Subset = EVERYTHING
+    stop: Callable[[], None] = lambda: None
+    """Ends the play that is running."""
 
 
 def inventory(outing: Outing) -> Any:
     """Expand and probe the campaign's hosts."""
     outing.watch.stage("inventory", "reaching every host")
-    return files.make(outing.session, outing.campaign, base=outing.base, source=outing.source)
+    return files.make(
+        outing.session, outing.campaign, base=outing.base, source=outing.source, left_out=outing.subset.left_out
+    )
 
 
-def make_ready(outing: Outing) -> Any:
-    """Provision the hosts that answered."""
-    return provision.provision(outing.session, outing.campaign, outing.plays, outing.watch)
+def look(outing: Outing) -> Any:
+    """See whether each host could run the campaign; changes nothing on any of them."""
+    return provision.check(outing.session, outing.campaign, outing.plays, outing.watch, outing.subset)
+
+
+def make_ready(outing: Outing, on_ready: provision.OnReady = lambda _: None) -> Any:
+    """Provision the hosts that answered, but those where units of this session run."""
+    return provision.provision(
+        outing.session,
+        outing.campaign,
+        outing.plays,
+        outing.watch,
+        subset=outing.subset,
+        spared=meanwhile.busy(outing.session, outing.subset),
+        on_ready=on_ready,
+    )
 
 
 def tune_targets(outing: Outing) -> Any:
     """Find what LoadGen must be told; not one of the stages, since a run without a value finds its own."""
-    return tune.tune(outing.session, outing.campaign, outing.plays, outing.watch, quick=outing.quick)
+    return tune.tune(outing.session, outing.campaign, outing.watch, quick=outing.quick, subset=outing.subset)
 
 
-def measure(outing: Outing) -> Any:
-    """Run LoadGen on the hosts that are ready; each unit's files come home when it ends."""
+def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
+    """Run LoadGen on the hosts that are ready, or as they become so; each unit's files come home when it ends."""
     # Importing pandas and plotly takes a second; the hosts are busy now and the controller is not.
     threading.Thread(target=importlib.import_module, args=("fleet.report.html",), daemon=True).start()
     return run.run(
         outing.session,
         outing.campaign,
-        outing.plays,
         outing.watch,
         quick=outing.quick,
-        bringer=lambda: collect.Collector(outing.session).bring,
+        bringer=lambda planned: collect.Collector(outing.session, planned).bring,
+        subset=outing.subset,
+        ready=ready,
     )
+
+
+def prepare_and_measure(outing: Outing) -> Any:
+    """Provision and run at once: a host that is ready measures while others are still being made ready."""
+    ready: run.Ready = queue.SimpleQueue()
+    begun = threading.Event()
+    failed: list[BaseException] = []
+
+    def settled(found: Readiness) -> None:
+        ready.put(found)
+        if found.state is HostState.READY:
+            begun.set()
+
+    def prepare() -> None:
+        try:
+            make_ready(outing, settled)
+        except BaseException as error:  # noqa: BLE001 - raised below, where somebody sees it
+            failed.append(error)
+        finally:
+            ready.put(None)
+            begun.set()
+
+    thread = threading.Thread(target=prepare, name="provision", daemon=True)
+    thread.start()
+    try:
+        begun.wait()
+        found = measure(outing, ready) if not failed else None
+    except BaseException:
+        outing.stop()
+        thread.join(STOPPING_S)
+        raise
+    thread.join()
+    if failed:
+        raise failed[0]
+    return found
 
 
 def bring_home(outing: Outing) -> Any:
     """Collect and verify what the run did not bring home."""
-    return collect.collect(outing.session, outing.watch)
+    return collect.collect(outing.session, outing.watch, outing.subset)
 
 
 def results(outing: Outing) -> Any:
@@ -98,12 +159,12 @@ def report(outing: Outing) -> Any:
     return html.write(outing.session, outing.session.read(outing.session.results / "results.json", SessionResults))
 
 
-STAGES: dict[str, Callable[[Outing], Any]] = {
-    "inventory": inventory,
-    "provision": make_ready,
-    "run": measure,
-    "collect": bring_home,
+FROM_FILES: dict[str, Callable[[Outing], Any]] = {
     "results": results,
     "submission": submission,
     "report": report,
 }
+GOING_ON = {"run": measure, "collect": bring_home, **FROM_FILES}
+"""What is left when every host has its units already."""
+STAGES = {"inventory": inventory, "run": prepare_and_measure, "collect": bring_home, **FROM_FILES}
+"""The whole job; provision and run are one stage, since no host waits for another."""

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,27 +28,33 @@ BUILDING_S = {"tensorrt": 900.0}
 
 
 def plan(session: Session, campaign: Campaign, *, quick: bool) -> Plan:
-    """Every unit of the campaign, in the order they will run."""
+    """Every unit of the campaign, in the order they will run, as if none had run before."""
     planner = Planner(session, campaign, quick=quick)
-    units = [
-        planner.spec(host, benchmark, scenario, mode)
-        for host in files.hosts(session)
-        for benchmark in campaign.benchmarks
-        for scenario, mode in itertools.product(benchmark.scenarios, benchmark.modes)
-    ]
-    return Plan(quick=quick, units=tuple(units))
+    return Plan(quick=quick, units=tuple(spec for host in files.hosts(session) for spec in planner.units(host)))
 
 
 class Planner:
     """Makes specs from the campaign and from what earlier stages found out about each host."""
 
-    def __init__(self, session: Session, campaign: Campaign, *, quick: bool) -> None:
+    def __init__(
+        self, session: Session, campaign: Campaign, *, quick: bool, ready: Mapping[str, Readiness] | None = None
+    ) -> None:
+        """`ready` instead of what provision left: hosts about which nothing is known get specs without a lock."""
         self._session = session
         self._campaign = campaign
         self._quick = quick
         self._token = session.token
         self._tuned = handoff.tuned(session)
-        self._kinds = handoff.system_kinds(session)
+        if ready is not None:
+            self._ready = dict(ready)
+
+    def units(self, host: Host) -> list[RunSpec]:
+        """Every unit of a host, in the order they will run."""
+        return [
+            self.spec(host, benchmark, scenario, mode)
+            for benchmark in self._campaign.benchmarks
+            for scenario, mode in itertools.product(benchmark.scenarios, benchmark.modes)
+        ]
 
     def spec(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario, mode: Mode) -> RunSpec:
         """One unit."""
@@ -82,6 +89,8 @@ class Planner:
             if scenario is Scenario.SERVER
             else None,
             start=self.start(host.name, benchmark.name, scenario),
+            lock=_lock(benchmark, ready),
+            conditions=self._campaign.run.conditions.model_dump(),
         )
 
     def tuning(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> RunSpec:
@@ -101,7 +110,7 @@ class Planner:
 
     def start(self, host: str, benchmark: str, scenario: Scenario) -> dict[str, float]:
         """What another host of the same kind of system came to; empty when none is known."""
-        kind = self._kinds.get(host)
+        kind = self._kinds.get(host) if self._tuned else None
         for other, values in self._tuned.items():
             if other != host and kind and self._kinds.get(other) == kind and scenario in values.get(benchmark, {}):
                 return dict(values[benchmark][scenario])
@@ -114,6 +123,10 @@ class Planner:
             self._seconds(rule, scenario, mode, self._settings(host, benchmark, scenario))
             for scenario, mode in itertools.product(benchmark.scenarios, benchmark.modes)
         )
+
+    @functools.cached_property
+    def _kinds(self) -> dict[str, tuple[str, ...]]:
+        return handoff.system_kinds(self._session)
 
     @functools.cached_property
     def _ready(self) -> dict[str, Readiness]:
@@ -142,6 +155,14 @@ def _labels(rule: BenchmarkRule, benchmark: BenchmarkEntry) -> tuple[str, ...]:
     random = [RANDOM_WEIGHTS] if benchmark.backend_options.get("weights") == "random" else []
     simulated = [SIMULATED] if benchmark.backend == "null" else []
     return (*rule.labels, *random, *simulated)
+
+
+def _lock(benchmark: BenchmarkEntry, ready: Readiness | None) -> dict[str, str]:
+    """What must not change under the unit's number, as far as the host has said it."""
+    if ready is None:
+        return {}
+    weights = ready.weights.get(benchmark.name, "")
+    return {**ready.lock, **({"weights": weights} if weights else {})}
 
 
 def _options(benchmark: BenchmarkEntry, ready: Readiness | None) -> dict[str, str | int | float | bool]:

@@ -1,285 +1,418 @@
-"""Ask hosts how their units stand until each unit has ended: over open connections, each host at its own pace.
+"""Start hosts' units and ask how they stand until each has ended: over open connections, each host at its own pace.
 
-A host's answer is not trusted: what cannot be read counts as no answer, never as an error.
+One thread decides and keeps all records; whatever may hang, a connection, a question, a transfer, is in a thread of its
+own that nobody waits for. So a silent host costs the others nothing, however many there are.
 """
 
+import json
+import queue
 import shlex
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from fleet.handoff import UnitRecord
-from fleet.harness.contract import SupervisorBeat, UnitState, UnitStatus
+from fleet import answers, polled, retries, threads
+from fleet.campaign import RetryPolicy
+from fleet.handoff import Attempt, Collected, HostRecord, UnitRecord
+from fleet.harness.contract import Reason, RunSpec, UnitState
 from fleet.inventory import reach
-from fleet.inventory.hosts import Host
+from fleet.polled import MINUTE, Polled
+from fleet.terms import HostState
 from fleet.watch import Watch, duration
 
-HOSTS_A_SECOND = 16
-"""Questions asked a second, at the most; each costs about 3 ms of CPU. Up to so many hosts are asked once a second."""
-SETTLED_S, SETTLED_TIMES = 60.0, 5
-"""Once every unit has run for so long, hosts are asked so many times less often: a question costs them CPU as well."""
-BROUGHT_AT_ONCE = 4
-"""Hosts whose files are fetched side by side."""
-STALE_S = 45.0
-"""A unit whose supervisor was last alive longer ago, by its host's own clock, has lost it."""
+USUAL_S, SETTLED_S, SETTLED_USUAL_S = 1.0, 60.0, 5.0
+"""A host is asked about once a second, and less often once its unit has run for a while: a question costs it CPU."""
+HOSTS_A_SECOND = 10
+"""Questions asked a second, at the most; each costs about 3 ms of CPU here."""
+ASK_S, START_S = 10.0, 60.0
+"""Seconds that a question, and the start of units, may take. Starting may have to end an older run of a unit first."""
 CONFIRM_S = 5.0
 """For so long a dead supervisor must look dead."""
-MINUTE = 60.0
-SEPARATOR = "\x1e"
-"""Record separator of JSON text sequences (RFC 7464): one broken file does not hide the next."""
+FETCHES = 3
+"""How often a transfer that broke off is gone on with, before it is left to `fleet collect`."""
+ROUND_S = 1.0
+"""The loop looks around at least so often, whether or not a host has said something."""
+HOST_KEY = {HostState.CHANGED_KEY, HostState.UNKNOWN_KEY}
 
-_STATUS = TypeAdapter(UnitStatus)
-_BEAT = TypeAdapter(SupervisorBeat)
-
-
-@dataclass(slots=True, kw_only=True)
-class Polled:
-    """A host being polled."""
-
-    host: Host
-    work_dir: str
-    units: list[str]
-    connection: reach.Connection | None = None
-    last_answer: float = field(default_factory=time.monotonic)
-    cause: str = ""
-    """Why the last question got no answer; empty when it did."""
-    stale: dict[str, float] = field(default_factory=dict)
-    """Units whose supervisor seems dead, and since when."""
-    to_bring: list[str] = field(default_factory=list)
-    """Ended units whose files have not been sent for."""
-    bringing: Future[object] | None = None
+Bring = Callable[[reach.Connection, str, UnitRecord], Collected | None]
+"""What is done about an ended unit while the connection to its host is open: connection, work folder, record."""
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Word:
-    """What a host said."""
+class _Visit:
+    """What came of one visit to a host."""
 
-    now: float
-    """Its clock, Unix seconds."""
-    boot: str
-    beat: SupervisorBeat | None
-    statuses: dict[str, UnitStatus]
-
-
-def poll(
-    polled: list[Polled],
-    known: dict[str, UnitRecord],
-    note: Callable[[UnitRecord], None],
-    bring: Callable[[reach.Connection, str, UnitRecord], object],
-    watch: Watch,
-    *,
-    token: str,
-    lost_after_s: float,
-) -> None:
-    """Keep `known` up to date, and `note` every change of state, until each unit has ended or its host is lost.
-
-    `bring` is given each ended unit with the open connection and the host's work folder, in a thread of its own,
-    one unit of a host at a time.
-    """
-    waiting = {item.host.name: item for item in polled}
-    asked: dict[str, Future[reach.Answer]] = {}
-    pool = ThreadPoolExecutor(max_workers=min(32, max(1, len(polled))))
-    bringers = ThreadPoolExecutor(max_workers=BROUGHT_AT_ONCE)
-    try:
-        while waiting:
-            began = time.monotonic()
-            for name, item in waiting.items():
-                # A host that has not answered the last question is not asked another, and holds nobody up.
-                if name not in asked:
-                    asked[name] = pool.submit(_ask, item, token)
-            interval = _interval(waiting.values(), known)
-            transfers: list[Future[Any]] = [item.bringing for item in waiting.values() if item.bringing]
-            wait([*asked.values(), *transfers], timeout=interval)
-            for name in [name for name, future in asked.items() if future.done()]:
-                _take_answer(waiting[name], asked.pop(name), known, note)
-                _tell(watch, waiting[name], known)
-            for name, item in list(waiting.items()):
-                _send_for(item, known, bringers, bring)
-                if _finished(item, known, note, lost_after_s) and item.bringing is None:
-                    watch.host(name, _sum(item, known), ended=True)
-                    _close(waiting.pop(name))
-                    asked.pop(name, None)
-            if waiting and not any(item.bringing for item in waiting.values()):
-                time.sleep(max(0.0, began + interval - time.monotonic()))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        bringers.shutdown(wait=False, cancel_futures=True)
-        for item in waiting.values():
-            _close(item)
+    started: list[str]
+    refused: str
+    """Why the host did not take those units; empty when it did."""
+    text: str
+    """Its answer to the question."""
 
 
-def _send_for(
-    item: Polled,
-    known: dict[str, UnitRecord],
-    bringers: ThreadPoolExecutor,
-    bring: Callable[[reach.Connection, str, UnitRecord], object],
-) -> None:
-    """See that the files of the host's ended units come home; without a connection they wait for the collect stage."""
-    if item.bringing is not None:
-        if not item.bringing.done():
-            return
-        item.bringing.result()
-        item.bringing = None
-    if item.to_bring and item.connection is not None:
-        item.bringing = bringers.submit(bring, item.connection, item.work_dir, known[item.to_bring.pop(0)])
+@dataclass(kw_only=True)
+class Poll:
+    """The loop. Everything but the connections happens in the thread that calls `run`."""
 
+    known: dict[str, UnitRecord]
+    """Kept up to date."""
+    note: Callable[[UnitRecord], None]
+    """Told every change of state."""
+    note_host: Callable[[HostRecord], None]
+    bring: Bring
+    """Given each ended unit with the open connection, in a thread of its own, one unit of a host at a time."""
+    watch: Watch
+    token: str
+    lost_after_s: float
+    policy: Callable[[Reason], RetryPolicy]
+    cancelled: Callable[[], set[str]]
+    """Hosts and units that somebody has cancelled meanwhile."""
 
-def _interval(waiting: Collection[Polled], known: dict[str, UnitRecord]) -> float:
-    """Seconds between two questions to a host."""
-    usual = max(1.0, len(waiting) / HOSTS_A_SECOND)
-    running = [known[unit].status for item in waiting for unit in item.units if known[unit].state is UnitState.RUNNING]
-    settled = len(running) >= len(waiting) and all(status and _age(status) > SETTLED_S for status in running)
-    return usual * SETTLED_TIMES if settled else usual
+    def __post_init__(self) -> None:
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._hosts: list[Polled] = []
+        self._open = True
+        self._tally = retries.Tally(self.policy)
 
+    def run(self, arrivals: "queue.SimpleQueue[A | None]", accept: Callable[[A], Polled | None]) -> None:
+        """Take hosts from `arrivals` as they come, until None does, and watch them until all is said and done."""
+        threads.start(lambda: self._receive(arrivals, accept), "arrivals")
+        try:
+            while self._open or any(not item.over for item in self._hosts):
+                self._round()
+                now = time.monotonic()
+                dues = [item.due for item in self._hosts if not (item.over or item.asking)]
+                try:
+                    self._events.get(timeout=max(0.001, min([ROUND_S, *(due - now for due in dues)])))()
+                except queue.Empty:
+                    continue
+        finally:
+            for _ in threads.each(_close, self._hosts):
+                pass
 
-def _age(status: UnitStatus) -> float:
-    """Seconds that a unit has run, by its host's clock."""
-    return max(0.0, (status.heartbeat_at or 0.0) - (status.started_at or 0.0))
+    def _receive(self, arrivals: "queue.SimpleQueue[A | None]", accept: Callable[[A], Polled | None]) -> None:
+        while (arrival := arrivals.get()) is not None:
+            self._events.put(lambda arrival=arrival: self._accept(accept(arrival)))  # type: ignore[misc]
+        self._events.put(self._close_doors)
 
+    def _accept(self, item: Polled | None) -> None:
+        if item is not None:
+            self._hosts.append(item)
 
-def _ask(item: Polled, token: str) -> reach.Answer:
-    """One shell command that says the host's time, its boot, and the status of supervisor and units."""
-    if item.connection is None:
-        item.connection = reach.connect(item.host)
-    folder = shlex.quote(f"{item.work_dir}/runs/{token}")
-    files = "for file in supervisor.json */status.json; do printf '\\036'; cat \"$file\"; done"
-    try:
-        return item.connection.run(f"date +%s; cat /proc/sys/kernel/random/boot_id; cd {folder} && {files}", timeout=15)
-    except reach.Unreachable:
+    def _close_doors(self) -> None:
+        self._open = False
+
+    def _aside(self, work: Callable[[], A], then: Callable[[A | reach.Unreachable], None]) -> None:
+        """Do `work` in a thread of its own, and `then`, with what came of it, in this one."""
+
+        def go() -> None:
+            try:
+                result: A | reach.Unreachable = work()
+            except reach.Unreachable as error:
+                result = error
+            except BaseException as error:  # noqa: BLE001 - raised below, where somebody sees it
+                self._events.put(lambda error=error: _raise(error))  # type: ignore[misc]
+                return
+            self._events.put(lambda: then(result))
+
+        threads.start(go)
+
+    def _round(self) -> None:
+        """Everything that has become due, for every host."""
+        now = time.monotonic()
+        names = self.cancelled()
+        # As long as others work, or may still come, a lost host is asked; then it gets its policy's time and no more.
+        busy = self._open or any(not item.over and item.lost is None for item in self._hosts)
+        for item in self._hosts:
+            if item.over:
+                continue
+            self._cancel(item, names)
+            for unit in [unit for unit, due in item.again.items() if due <= now]:
+                del item.again[unit]
+                item.to_start.append(unit)
+                item.due = now
+            self._send_for(item)
+            self._look_for_silence(item, now, alone=not busy)
+            if not item.over and self._finished(item):
+                self._end(item)
+            if not item.over and not item.asking and item.due <= now:
+                self._visit(item)
+
+    def _finished(self, item: Polled) -> bool:
+        open_ends = item.to_start or item.again or item.to_bring or item.bringing or item.lost is not None
+        return not open_ends and all(self.known[unit].state.ended for unit in item.specs)
+
+    def _end(self, item: Polled) -> None:
+        item.over = True
+        for unit in list(item.measured):
+            self._settle(item, self.known[unit], Reason.NONE)
+        self.watch.host(item.host.name, polled.summary(item, self.known), ended=True)
         _close(item)
-        item.connection = None
-        raise
+
+    def _keep(self, record: UnitRecord) -> None:
+        known = self.known[record.unit]
+        self.known[record.unit] = record
+        if (known.state, known.attempts) != (record.state, record.attempts):
+            self.note(record)
+
+    # ── asking ──
+
+    def _visit(self, item: Polled) -> None:
+        starting, cancelling, supervisor = list(item.to_start), list(item.cancelling), item.supervisor
+        specs = [item.specs[unit] for unit in starting]
+        asked = [
+            unit
+            for unit in item.specs
+            if unit not in item.again and (unit in starting or not _is_settled(self.known[unit]))
+        ]
+        item.asking = True
+        if starting:
+            minutes = sum(spec.expected_s for spec in specs) / MINUTE
+            self.watch.host(item.host.name, f"starting {len(specs)} units, about {duration(minutes)}")
+
+        def work() -> _Visit:
+            try:
+                if item.connection is None:
+                    item.connection = reach.connect(item.host)
+                connection = item.connection
+                if cancelling:
+                    connection.run(self._harness(item, "cancel", self.token, *cancelling), timeout=ASK_S)
+                refused = self._start(connection, item, specs) if specs else ""
+                folder = f"{item.work_dir}/runs/{self.token}"
+                text = connection.run(answers.question(folder, asked, supervisor), timeout=ASK_S).out
+            except reach.Unreachable:
+                _close(item)
+                raise
+            return _Visit(started=starting, refused=refused, text=text)
+
+        def then(visit: _Visit | reach.Unreachable) -> None:
+            item.asking = False
+            item.due = time.monotonic() + self._interval(item)
+            if item.over:
+                _close(item)
+            elif isinstance(visit, reach.Unreachable):
+                self._unanswered(item, visit)
+            else:
+                item.cancelling = [unit for unit in item.cancelling if unit not in cancelling]
+                self._take_visit(item, visit)
+            polled.tell(item, self.known, self.watch)
+
+        self._aside(work, then)
+
+    def _harness(self, item: Polled, verb: str, *arguments: str) -> str:
+        python, harness = f"{item.work_dir}/venv/bin/python", f"{item.work_dir}/harness/current"
+        return shlex.join([python, harness, verb, item.work_dir, *arguments])
+
+    def _start(self, connection: reach.Connection, item: Polled, specs: list[RunSpec]) -> str:
+        """Hand the host its units, those it has already among them; empty when it took them, else why not."""
+        data = TypeAdapter(Any).dump_python({"session": self.token, "specs": specs}, mode="json")
+        answer = connection.run(self._harness(item, "start"), timeout=START_S, stdin=json.dumps(data).encode())
+        if answer.rc == 0:
+            return ""
+        lines = (answer.err or answer.out).strip().splitlines()
+        return answers.one_line(lines[-1] if lines else f"starting its units ended with {answer.rc}")
+
+    def _interval(self, item: Polled) -> float:
+        """Seconds until a host is asked again."""
+        if item.lost is not None:
+            return max(USUAL_S, self.policy(Reason.UNREACHABLE).after_s)
+        usual = max(USUAL_S, sum(not other.over and other.lost is None for other in self._hosts) / HOSTS_A_SECOND)
+        running = [s for unit in item.specs if (s := self.known[unit].status) and s.state is UnitState.RUNNING]
+        settled = running and all(polled.age(status) > SETTLED_S for status in running)
+        return max(usual, SETTLED_USUAL_S) if settled and not item.stale else usual
+
+    # ── what hosts say ──
+
+    def _take_visit(self, item: Polled, visit: _Visit) -> None:
+        word = answers.parse(visit.text)
+        if not word.uptime:
+            self._unanswered(item, reach.Unreachable(HostState.UNREACHABLE, "its answer cannot be read"))
+            return
+        item.last_answer, item.answered_at, item.cause, item.lost = time.monotonic(), time.time(), "", None
+        self._say(item, HostState.READY)
+        item.to_start = [unit for unit in item.to_start if unit not in visit.started]
+        if visit.refused:
+            reason = Reason.NO_SPACE if "No space left" in visit.refused else Reason.OTHER
+            for unit in visit.started:
+                failed = replace(self.known[unit], state=UnitState.FAILED, cause=visit.refused, reason=reason)
+                self._ended(item, failed)
+        item.supervisor = word.beat.pid if word.beat is not None else 0
+        for unit in item.specs:
+            record = self.known[unit]
+            if unit in item.to_start or unit in item.again:
+                # A host that was lost is back: its units are not.
+                if record.state is UnitState.UNREACHABLE:
+                    self._keep(replace(record, state=UnitState.PENDING, cause="", reason=Reason.NONE))
+                continue
+            if _is_settled(record):
+                continue
+            updated = self._confirmed(item, record, answers.update(record, word))
+            if updated.state.ended:
+                self._ended(item, updated)
+            else:
+                self._keep(updated)
+
+    def _confirmed(self, item: Polled, record: UnitRecord, updated: UnitRecord) -> UnitRecord:
+        """A supervisor that looks dead may have been asleep, or be just starting; it must still look so a while later."""
+        status = updated.status
+        if updated.reason is not Reason.SUPERVISOR_DIED or status is None or status.state.ended:
+            item.stale.pop(record.unit, None)
+            return updated
+        since = item.stale.setdefault(record.unit, time.monotonic())
+        if time.monotonic() - since < CONFIRM_S:
+            return replace(record, state=status.state, cause="", reason=Reason.NONE, status=status)
+        return updated
+
+    def _unanswered(self, item: Polled, error: reach.Unreachable) -> None:
+        item.cause = error.cause
+        if error.state in HOST_KEY:
+            # Whoever answers there now is not the host that was asked before: nothing more is said to it.
+            self._lose(item, error.state, f"{error.cause}: {error.hint}", Reason.HOST_KEY, error.hint)
+            self._end(item)
+        elif item.lost is None:
+            self._say(item, HostState.READY, f"no answer: {error.cause}", error.hint)
+
+    def _look_for_silence(self, item: Polled, now: float, *, alone: bool) -> None:
+        """A host that has not answered for long is lost, and asked on as long as that holds nobody up."""
+        policy = self.policy(Reason.UNREACHABLE)
+        silent = now - item.last_answer
+        if item.lost is None and silent >= self.lost_after_s and not self._finished(item):
+            why = item.cause or "the last question is still open"
+            cause = f"no answer for {silent:.0f} s ({why}); it may still run there"
+            item.lost = now
+            self._lose(item, HostState.UNREACHABLE, cause, Reason.UNREACHABLE)
+        if item.lost is not None and (not policy.times or (alone and now - item.lost >= policy.times * policy.after_s)):
+            self._end(item)
+
+    def _lose(self, item: Polled, state: HostState, cause: str, reason: Reason, hint: str = "") -> None:
+        self._say(item, state, cause, hint)
+        # A transfer that still waits on it learns of it as well.
+        _close(item)
+        for unit in item.specs:
+            record = self.known[unit]
+            if not record.state.ended:
+                self._keep(replace(record, state=UnitState.UNREACHABLE, cause=cause, reason=reason))
+
+    def _say(self, item: Polled, state: HostState, cause: str = "", hint: str = "") -> None:
+        """Keep how the host stands, when that has changed."""
+        if item.said != (state, cause):
+            item.said = (state, cause)
+            self.note_host(
+                HostRecord(
+                    host=item.host.name, state=state, cause=cause, hint=hint, since=time.time(),
+                    last_answer_at=item.answered_at,
+                )
+            )  # fmt: skip
+
+    # ── ends, and what is tried again ──
+
+    def _ended(self, item: Polled, record: UnitRecord) -> None:
+        """A unit has ended: first its files, whatever it left, then whether it is started again."""
+        if record.unit in item.cancelled and record.state is UnitState.INTERRUPTED:
+            record = replace(record, reason=Reason.CANCELLED)
+        self._keep(record)
+        if record.status is not None:
+            item.to_bring.append(record.unit)
+        else:
+            self._decide(item, record.unit, record.reason, record.cause)
+
+    def _send_for(self, item: Polled) -> None:
+        """See that the files of the host's ended units come home, one unit after another."""
+        if item.bringing or not item.to_bring or item.connection is None or item.lost is not None:
+            return
+        unit = item.bringing = item.to_bring.pop(0)
+        connection, record = item.connection, self.known[unit]
+
+        def then(home: Collected | reach.Unreachable | None) -> None:
+            item.bringing = ""
+            if isinstance(home, reach.Unreachable):
+                home = Collected(folder="", complete=False, cause=home.cause, reason=Reason.UNREACHABLE)
+            self._brought(item, unit, home)
+
+        self._aside(lambda: self.bring(connection, item.work_dir, record), then)
+
+    def _brought(self, item: Polled, unit: str, home: Collected | None) -> None:
+        record = self.known[unit]
+        reason, cause = record.reason, record.cause
+        if home is not None:
+            times = item.fetched[unit] = item.fetched.get(unit, 0) + 1
+            broken_off = home.reason is Reason.UNREACHABLE
+            if broken_off or (home.reason is Reason.CORRUPT_FILES and record.state is UnitState.DONE and times == 1):
+                # What is not home is not started over, it would be lost: in the end `fleet collect` asks for it.
+                if times < FETCHES:
+                    item.to_bring.append(unit)
+                return
+            if record.state is UnitState.DONE:
+                # Of what is the matter with this machine, its own full disk, no host is to blame.
+                mine = home.reason not in {Reason.CORRUPT_FILES, Reason.INVALID_RESULT}
+                reason, cause = (Reason.NONE, "") if mine else (home.reason, home.cause)
+        self._decide(item, unit, reason, cause)
+
+    def _decide(self, item: Polled, unit: str, reason: Reason, cause: str) -> None:
+        """Start an ended unit again, if its reason's policy says so."""
+        record = self.known[unit]
+        wait = None
+        if reason is not Reason.NONE and unit not in item.cancelled:
+            wait = self._tally.again(unit, reason)
+        if wait is None:
+            self._settle(item, record, reason)
+            return
+        if record.state is UnitState.DONE and reason is Reason.INVALID_RESULT:
+            item.measured[unit] = replace(record, reason=reason)
+        attempt = Attempt(state=record.state, reason=reason, cause=cause, ended_at=time.time())
+        text = f"again{f' in {wait:.0f} s' if wait else ''}: {cause or reason}"
+        self._keep(
+            replace(
+                record, state=UnitState.PENDING, cause=text, reason=Reason.NONE, status=None,
+                attempts=(*record.attempts, attempt),
+            )
+        )  # fmt: skip
+        self.watch.host(item.host.name, f"{unit.removeprefix(item.host.name + '.')}: {text}")
+        item.fetched.pop(unit, None)
+        item.stale.pop(unit, None)
+        item.specs[unit] = replace(item.specs[unit], attempt=item.specs[unit].attempt + 1)
+        item.again[unit] = time.monotonic() + wait
+
+    def _settle(self, item: Polled, record: UnitRecord, reason: Reason) -> None:
+        """The unit is not started again."""
+        best = item.measured.pop(record.unit, None)
+        settled = replace(record, reason=reason) if record.state is UnitState.DONE else record
+        if best is not None and record.state is not UnitState.DONE:
+            # A further attempt that came to nothing takes nothing away.
+            failed = Attempt(state=record.state, reason=record.reason, cause=record.cause, ended_at=time.time())
+            settled = replace(best, attempts=(*record.attempts, failed))
+        if settled != record:
+            self.known[record.unit] = settled
+            self.note(settled)
+
+    def _cancel(self, item: Polled, names: set[str]) -> None:
+        """Units that somebody cancelled: those that wait end here, the others are ended by their host."""
+        for unit in item.specs if item.host.name in names else names & item.specs.keys():
+            record = self.known[unit]
+            if unit in item.again or (unit in item.to_start and not item.asking):
+                item.again.pop(unit, None)
+                item.to_start = [other for other in item.to_start if other != unit]
+                self._keep(replace(record, state=UnitState.INTERRUPTED, cause="cancelled", reason=Reason.CANCELLED))
+                self._decide(item, unit, Reason.CANCELLED, "cancelled")
+            elif unit not in item.cancelled and not _is_settled(record):
+                item.cancelling.append(unit)
+                item.due = time.monotonic()
+            item.cancelled.add(unit)
+
+
+def _is_settled(record: UnitRecord) -> bool:
+    """Whether a host has nothing more to say of a unit; of one that was lost it has."""
+    return record.state.ended and record.state is not UnitState.UNREACHABLE
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _close(item: Polled) -> None:
-    if item.connection is not None:
-        item.connection.close()
-
-
-def parse_answer(text: str) -> Word:
-    """A host's answer; what cannot be read is left out."""
-    first, *documents = text.split(SEPARATOR)
-    time_line, _, boot = first.partition("\n")
-    now = float(time_line) if time_line.strip().isdecimal() and time_line.isascii() else 0.0
-    beat = None
-    statuses = {}
-    for document in documents:
-        try:
-            status = _STATUS.validate_json(document)
-        except ValidationError:
-            beat = _read_beat(document) or beat
-            continue
-        statuses[status.unit] = status
-    return Word(now=now, boot=boot.strip(), beat=beat, statuses=statuses)
-
-
-def _read_beat(document: str) -> SupervisorBeat | None:
-    try:
-        return _BEAT.validate_json(document)
-    except ValidationError:
-        return None
-
-
-def _take_answer(
-    item: Polled, future: "Future[reach.Answer]", known: dict[str, UnitRecord], note: Callable[[UnitRecord], None]
-) -> None:
-    """Digest one answer into unit records."""
-    try:
-        answer = future.result()
-    except reach.Unreachable as error:
-        item.cause = error.cause
-        return
-    word = parse_answer(answer.out)
-    if not word.now:
-        item.cause = "its answer cannot be read"
-        return
-    item.last_answer, item.cause = time.monotonic(), ""
-    for unit in item.units:
-        updated = _update(known[unit], word, item.stale)
-        if updated.state is not known[unit].state:
-            note(updated)
-            if updated.state.ended and updated.status is not None:
-                item.to_bring.append(unit)
-        known[unit] = updated
-
-
-def _update(record: UnitRecord, word: Word, stale: dict[str, float]) -> UnitRecord:
-    status = word.statuses.get(record.unit)
-    if record.state.ended:
-        return record
-    if status is None:
-        return replace(record, state=UnitState.FAILED, cause="its folder is not on the host")
-    state, cause = judge(status, word)
-    if state is UnitState.FAILED and state is not status.state:
-        # Once may be a clock that was set or a machine that slept; it must still be so a while later.
-        since = stale.setdefault(record.unit, time.monotonic())
-        if time.monotonic() - since < CONFIRM_S:
-            return replace(record, state=status.state, status=status)
-    else:
-        stale.pop(record.unit, None)
-    return replace(record, state=state, cause=cause, status=status)
-
-
-def judge(status: UnitStatus, word: Word) -> tuple[UnitState, str]:
-    """A unit's state as the controller sees it: a host that was rebooted or lost its supervisor cannot say so itself."""
-    if status.state.ended:
-        return status.state, status.cause
-    seen, boot = status.heartbeat_at, status.boot_id
-    if status.state is UnitState.QUEUED and word.beat is not None and word.beat.heartbeat_at > (seen or 0.0):
-        seen, boot = word.beat.heartbeat_at, word.beat.boot_id
-    if boot and word.boot and boot != word.boot:
-        return UnitState.INTERRUPTED, "the host was rebooted"
-    if seen is not None and word.now - seen > STALE_S:
-        return UnitState.FAILED, "its supervisor died, or its disk is full"
-    return status.state, status.cause
-
-
-def _finished(
-    item: Polled, known: dict[str, UnitRecord], note: Callable[[UnitRecord], None], lost_after_s: float
-) -> bool:
-    if all(known[unit].state.ended for unit in item.units):
-        return True
-    silent = time.monotonic() - item.last_answer
-    if silent < lost_after_s:
-        return False
-    cause = f"no answer for {silent:.0f} s ({item.cause or 'the last question is still open'}); it may still run there"
-    for unit in item.units:
-        if not known[unit].state.ended:
-            known[unit] = replace(known[unit], state=UnitState.UNREACHABLE, cause=cause)
-            note(known[unit])
-    return True
-
-
-def _tell(watch: Watch, item: Polled, known: dict[str, UnitRecord]) -> None:
-    if item.cause:
-        watch.host(item.host.name, f"no answer: {item.cause}")
-        return
-    for number, unit in enumerate(item.units, start=1):
-        status = known[unit].status
-        if status is not None and status.state is UnitState.RUNNING:
-            spent = _age(status)
-            fraction = min(0.99, spent / status.expected_s) if status.expected_s > 0 else None
-            short = unit.removeprefix(item.host.name + ".") + known[unit].remark
-            left = sum(_left(known[other].status) for other in item.units)
-            text = f"{short} ({number}/{len(item.units)}), {status.samples_done} samples, {spent:.0f} s"
-            if left >= MINUTE:
-                text += f", about {duration(left / MINUTE)} left"
-            watch.host(item.host.name, text, fraction=fraction)
-            return
-
-
-def _left(status: UnitStatus | None) -> float:
-    """Seconds that a unit will still take, as its host expects."""
-    if status is None or status.state.ended:
-        return 0.0
-    return max(0.0, status.expected_s - _age(status)) if status.state is UnitState.RUNNING else status.expected_s
-
-
-def _sum(item: Polled, known: dict[str, UnitRecord]) -> str:
-    done = sum(known[unit].state is UnitState.DONE for unit in item.units)
-    causes = {known[unit].cause for unit in item.units if known[unit].cause}
-    return f"{done} of {len(item.units)} units done" + (f": {min(causes)}" if causes else "")
+    connection, item.connection = item.connection, None
+    if connection is not None:
+        connection.close()

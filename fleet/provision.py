@@ -5,92 +5,200 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import content, look, planning, preflight
+from fleet import content, handoff, look, planning, preflight
 from fleet.campaign import BenchmarkEntry, Campaign
+from fleet.errors import PlayError
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import SystemFacts
 from fleet.inventory import files, ssh_config
-from fleet.inventory.hosts import Host, Reachability
+from fleet.inventory.hosts import Reachability
 from fleet.mlperf import rules
 from fleet.plays import HostOutcome, PlayEvent, PlayRequest, Plays
 from fleet.session import Session
+from fleet.subset import EVERYTHING, Subset
 from fleet.terms import HostState
 from fleet.watch import Watch
 
-PREFLIGHT, DESCRIBE, RESCUED = "Look at the host", "Describe the system", "Note what this host cannot run"
+PREFLIGHT, PREPARE, DESCRIBE = "Look at the host", "Prepare weights and data", "Describe the system"
+RESCUED = "Note what this host cannot run"
 """Task names whose results are read; tests/ansible holds the roles to them."""
+WEIGHTS = "weights"
+"""Beside task names in an outcome's results: benchmark to the digest of the weights that were prepared."""
 
 
-def check(session: Session, campaign: Campaign, plays: Plays, watch: Watch) -> tuple[Readiness, ...]:
+OnReady = Callable[[Readiness], None]
+"""Told of each host once, as soon as it is final how it stands; called from several threads."""
+
+
+def check(
+    session: Session, campaign: Campaign, plays: Plays, watch: Watch, subset: Subset = EVERYTHING
+) -> tuple[Readiness, ...]:
     """Whether each host could run the campaign; one answer per host, and nothing is changed anywhere."""
     watch.stage("check", "looking at every host")
-    return _play(session, campaign, plays, watch, playbook="preflight")
+    return _Stage(session, campaign, plays, watch, subset=subset, playbook="preflight").go()
 
 
-def provision(session: Session, campaign: Campaign, plays: Plays, watch: Watch) -> tuple[Readiness, ...]:
-    """Make each host ready and write readiness.json and facts/<host>.json; one answer per host."""
+def provision(
+    session: Session,
+    campaign: Campaign,
+    plays: Plays,
+    watch: Watch,
+    *,
+    subset: Subset = EVERYTHING,
+    spared: Collection[str] = (),
+    on_ready: OnReady = lambda _: None,
+) -> tuple[Readiness, ...]:
+    """Make each host ready and write readiness.json and facts/<host>.json; one answer per host.
+
+    Hosts in `spared` are left as they were found earlier: this session's units run there.
+    """
     watch.stage("provision", "Python environment, harness, assets, description")
-    found = _play(session, campaign, plays, watch, playbook="provision")
-    session.write(session.provision / "readiness.json", ReadinessFile(hosts=found))
-    return found
+    stage = _Stage(session, campaign, plays, watch, subset=subset, playbook="provision", spared=spared)
+    return stage.go(on_ready)
 
 
-def _play(session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, playbook: str) -> tuple[Readiness, ...]:
-    reachable = files.reachability(session)
-    usable = [item for item in reachable if item.state is HostState.READY]
-    hosts = {host.name: host for host in files.hosts(session)}
-    given = variables(session, campaign, describe=playbook == "provision")
-    outcomes = _look(campaign, usable, hosts, given, watch)
-    if rest := [item.host for item in usable if item.host not in outcomes]:
+class _Stage:
+    """One look at every host, and a play for those that need one."""
+
+    def __init__(
+        self,
+        session: Session,
+        campaign: Campaign,
+        plays: Plays,
+        watch: Watch,
+        *,
+        subset: Subset,
+        playbook: str,
+        spared: Collection[str] = (),
+    ) -> None:
+        self._session, self._campaign, self._plays, self._watch = session, campaign, plays, watch
+        self._playbook = playbook
+        self._keeps = playbook == "provision"
+        self._reachable = {item.host: item for item in files.reachability(session)}
+        self._hosts = {host.name: host for host in files.hosts(session)}
+        self._planner = planning.Planner(session, campaign, quick=False, ready={})
+        self._given = variables(session, campaign, describe=self._keeps)
+        self._earlier = {item.host: item for item in earlier(session)}
+        self._left_out = {name: cause for name in self._reachable if (cause := subset.left_out(name))}
+        self._spared = {name for name in spared if name in self._earlier and name not in self._left_out}
+        self._found: dict[str, Readiness] = {}
+        self._played: dict[str, HostOutcome] = {}
+        self._lock = threading.Lock()
+        self._on_ready: OnReady = lambda _: None
+
+    def go(self, on_ready: OnReady = lambda _: None) -> tuple[Readiness, ...]:
+        """Every host's answer, and each as soon as it is known."""
+        self._on_ready = on_ready
+        usable = []
+        for name, item in self._reachable.items():
+            if name in self._left_out:
+                out = Readiness(host=name, state=HostState.LEFT_OUT, cause=self._left_out[name])
+                # What is known of it stays known: only the answer of now says that nobody asked.
+                self._settle(name, out, keep=name not in self._earlier)
+            elif name in self._spared:
+                self._settle(name, self._earlier[name])
+            elif item.state is HostState.READY:
+                usable.append(item)
+            else:
+                self._settle(name, self._readiness(item, None))
+        rest = self._look(usable)
+        if rest:
+            self._play(rest)
+        return tuple(self._found[name] for name in self._reachable)
+
+    def _look(self, usable: list[Reachability]) -> list[str]:
+        """Look at the hosts over the control channel; returns those that need a play."""
+        given = self._given
+        wanted = look.Wanted(
+            python_env=given["python_env_digest"],
+            harness=given.get("preflight_harness_digest"),
+            assets={item["name"]: given["assets_digest"] for item in given["assets_benchmarks"]},
+        )
+        looked = []
+        for item in usable:
+            work_dir = files.work_dir(item, self._campaign)
+            options = look.options({**self._campaign.role_variables, **given}, work_dir=work_dir)
+            if options is not None:
+                looked.append(look.Looked(host=self._hosts[item.host], python=item.python, options=options))
+        found = look.look(looked, wanted, PREFLIGHT, lambda host: self._watch.host(host, PREFLIGHT), self._outcome)
+        return [item.host for item in usable if item.host not in found]
+
+    def _play(self, hosts: list[str]) -> None:
         request = PlayRequest(
-            playbook=playbook,
-            inventory=session.inventory / "hosts.yml",
-            hosts=rest,
-            variables=given,
-            folder=session.plays / playbook,
+            playbook=self._playbook,
+            inventory=self._session.inventory / "hosts.yml",
+            hosts=hosts,
+            variables=self._given,
+            folder=self._session.plays / self._playbook,
             ssh_arguments=ssh_config.ssh_arguments(),
         )
-        outcomes.update(plays.run(request, lambda event: _tell(watch, event)))
-    planner = planning.Planner(session, campaign, quick=False)
-    found = tuple(
-        replace(
-            _readiness(session, campaign, item, outcomes.get(item.host)),
-            expected_s={entry.name: planner.expected_s(hosts[item.host], entry) for entry in campaign.benchmarks},
+        self._played = {host: HostOutcome(host=host, state=HostState.READY) for host in hosts}
+        try:
+            outcomes = self._plays.run(request, self._event)
+        except PlayError as error:
+            if not any(item.state is HostState.READY for item in self._found.values()):
+                raise
+            # The others need not suffer for it.
+            cause = error.message.strip().splitlines()[-1]
+            outcomes = {
+                host: HostOutcome(host=host, state=HostState.FAILED, cause=cause, hint=error.hint) for host in hosts
+            }
+        for host in hosts:
+            if host not in self._found:
+                self._outcome(outcomes[host])
+
+    def _event(self, event: PlayEvent) -> None:
+        """Follow a host through the play: the description is its last task, and then it need not wait for others."""
+        if event.kind == "start" and not event.task.startswith("Validating arguments"):
+            self._watch.host(event.host, event.task)
+        outcome = self._played.get(event.host)
+        if outcome is None or event.kind not in {"ok", "changed"}:
+            return
+        outcome.ok += 1
+        outcome.changed += event.kind == "changed"
+        outcome.results[event.task] = event.result
+        if event.task == PREPARE:
+            _note_weights(outcome, event.result)
+        if event.task == DESCRIBE and self._keeps:
+            self._outcome(outcome)
+
+    def _outcome(self, outcome: HostOutcome) -> None:
+        """A host has an outcome: that is final."""
+        if (seen := self._played.get(outcome.host)) is not None:
+            outcome.results.setdefault(WEIGHTS, {}).update(seen.results.get(WEIGHTS, {}))
+        self._settle(outcome.host, self._readiness(self._reachable[outcome.host], outcome))
+
+    def _readiness(self, item: Reachability, outcome: HostOutcome | None) -> Readiness:
+        host = self._hosts[item.host]
+        return replace(
+            _readiness(self._session, self._campaign, item, outcome, self._given),
+            expected_s={entry.name: self._planner.expected_s(host, entry) for entry in self._campaign.benchmarks},
         )
-        for item in reachable
-    )
-    for item in found:
-        watch.host(item.host, item.cause or "ready", ended=True)
-    return found
+
+    def _settle(self, name: str, found: Readiness, *, keep: bool = True) -> None:
+        with self._lock:
+            self._found[name] = found
+            if keep:
+                self._earlier[name] = found
+            if self._keeps:
+                # At once, not at the end: a controller that dies now has not provisioned for nothing.
+                rows = tuple(self._earlier[name] for name in self._reachable if name in self._earlier)
+                self._session.write(self._session.provision / "readiness.json", ReadinessFile(hosts=rows))
+        self._watch.host(name, found.cause or "ready", ended=True)
+        self._on_ready(found)
 
 
-def _look(
-    campaign: Campaign, usable: list[Reachability], hosts: dict[str, Host], given: dict[str, Any], watch: Watch
-) -> dict[str, HostOutcome]:
-    """Outcomes of the hosts that need no play."""
-    wanted = look.Wanted(
-        python_env=given["python_env_digest"],
-        harness=given.get("preflight_harness_digest"),
-        assets={item["name"]: given["assets_digest"] for item in given["assets_benchmarks"]},
-    )
-    looked = []
-    for item in usable:
-        options = look.options({**campaign.role_variables, **given}, work_dir=files.work_dir(item, campaign))
-        if options is not None:
-            looked.append(look.Looked(host=hosts[item.host], python=item.python, options=options))
-    return look.look(looked, wanted, PREFLIGHT, lambda host: watch.host(host, PREFLIGHT))
-
-
-def _tell(watch: Watch, event: PlayEvent) -> None:
-    if event.kind == "start" and not event.task.startswith("Validating arguments"):
-        watch.host(event.host, event.task)
+def earlier(session: Session) -> tuple[Readiness, ...]:
+    """What an earlier provision left, if there was one."""
+    return handoff.readiness(session) if (session.provision / "readiness.json").is_file() else ()
 
 
 def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[str, Any]:
@@ -164,7 +272,19 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _readiness(session: Session, campaign: Campaign, item: Reachability, outcome: HostOutcome | None) -> Readiness:
+def _note_weights(outcome: HostOutcome, result: dict[str, Any]) -> None:
+    """Keep what the harness said of the weights that it prepared."""
+    try:
+        told, command = json.loads(result["stdout"]), result["cmd"]
+        name = str(command[command.index("prepare") + 2])
+        outcome.results.setdefault(WEIGHTS, {})[name] = str(told["weights_sha256"])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return
+
+
+def _readiness(
+    session: Session, campaign: Campaign, item: Reachability, outcome: HostOutcome | None, given: dict[str, Any]
+) -> Readiness:
     found = Readiness(host=item.host, state=item.state, cause=item.cause, hint=item.hint)
     if outcome is None:
         return found
@@ -186,9 +306,21 @@ def _readiness(session: Session, campaign: Campaign, item: Reachability, outcome
         cannot={str(name): str(reason) for name, reason in cannot.items()},
         batches=_batches(campaign, looked),
         warnings=tuple(str(text) for text in (warnings if isinstance(warnings, list) else [])),
+        weights=_weights(looked, outcome.results.get(WEIGHTS, {})),
     )
     told = looked.get("description") or outcome.results.get(DESCRIBE, {}).get("stdout")
-    return found if told is None else _keep_facts(session, found, str(told))
+    if told is None:
+        return found
+    digests = {"fleet": given["harness_digest"], "environment": given["python_env_digest"]}
+    return _keep_facts(session, found, str(told), digests)
+
+
+def _weights(looked: dict[str, Any], prepared: dict[str, Any]) -> dict[str, str]:
+    """Benchmark to the digest of its weights: those that lay there, and those that were prepared just now."""
+    stamps = looked.get("stamps")
+    there = stamps.get("weights") if isinstance(stamps, dict) else None
+    found = {**(there if isinstance(there, dict) else {}), **prepared}
+    return {str(name): str(digest) for name, digest in found.items() if digest}
 
 
 def _without_assets(outcome: HostOutcome) -> dict[str, str]:
@@ -230,7 +362,7 @@ def _hint(outcome: HostOutcome, host: str) -> str:
     return "fleet provision" if outcome.state is HostState.FAILED else f"fix {host} as said, then: fleet check"
 
 
-def _keep_facts(session: Session, found: Readiness, text: str) -> Readiness:
+def _keep_facts(session: Session, found: Readiness, text: str, digests: dict[str, str]) -> Readiness:
     try:
         facts = TypeAdapter(SystemFacts).validate_json(text)
     except ValidationError as error:
@@ -238,4 +370,11 @@ def _keep_facts(session: Session, found: Readiness, text: str) -> Readiness:
         cause = f"its description cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         return replace(found, state=HostState.FAILED, cause=cause, hint="fleet provision")
     session.write(session.provision / "facts" / f"{found.host}.json", facts)
-    return found
+    return replace(found, lock={**digests, **_measured(facts)}) if found.state is HostState.READY else found
+
+
+def _measured(facts: SystemFacts) -> dict[str, str]:
+    """What of a host's facts must not change under a number."""
+    found = {f"wheel:{name}": version for name, version in facts.software.items() if name != "python"}
+    found |= {"python": facts.software.get("python", ""), "driver": facts.driver_version, "cuda": facts.cuda_version}
+    return {name: value for name, value in found.items() if value}

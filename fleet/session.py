@@ -3,20 +3,23 @@
 sessions/<id>/
 session.json           who made it, when, from which campaign
 campaign.yml           the campaign as it was
+controller.json        who works on it right now
 inventory/ provision/ tune/ run/ collect/ results/ submission/ report/   one folder per stage
 plays/                 ansible-runner's own files, for when something went wrong
 """
 
+import errno
 import json
 import os
 import platform
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +33,8 @@ from fleet.harness.contract import write_json
 
 SCHEMA = 1
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+ASKED_S = 0.5
+"""So long a session may look held because somebody asks."""
 T = TypeVar("T")
 
 
@@ -142,71 +147,138 @@ class Session:
         write_json(path, TypeAdapter(Any).dump_python(value, mode="json"))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the session for one controller.
+    def locked(self, command: str = "") -> Iterator[None]:
+        """Hold the session for one controller, which says in controller.json who it is and what it was asked.
 
         Raises SessionError naming the owner's pid, host and age when another one holds it.
         """
         lock = filelock.FileLock(self.root / "controller.lock")
-        owner = self.root / "controller.json"
         try:
-            lock.acquire(timeout=0)
+            # Who only asks whether it is held holds it for a moment too.
+            lock.acquire(timeout=ASKED_S, poll_interval=ASKED_S / 5)
         except filelock.Timeout as error:
             raise SessionError(
-                f"session {self.id} is in use by {_owner_text(owner)}",
+                f"session {self.id} is in use by {self.owner() or 'another controller'}",
                 hint="wait for it, or use --session with another",
             ) from error
         try:
-            write_json(owner, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+            write_json(
+                self._controller,
+                Owner(pid=os.getpid(), host=socket.gethostname(), since=time.time(), command=command),
+            )
             yield
         finally:
-            owner.unlink(missing_ok=True)
+            self._controller.unlink(missing_ok=True)
             lock.release()
 
+    def enter(self, stage: str) -> None:
+        """Let controller.json say which stage its owner is in; only for who holds the session."""
+        if (owner := self.owner()) is not None:
+            write_json(self._controller, replace(owner, stage=stage))
 
-def _owner_text(path: Path) -> str:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        age = max(0, int(time.time() - float(data["since"])))
-        return f"pid {data['pid']} on {data['host']} since {age} s"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another controller"
+    def owner(self) -> "Owner | None":
+        """Who holds the session, or held it when it was killed: `is_held` tells. None when nobody does."""
+        try:
+            return TypeAdapter(Owner).validate_json(self._controller.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def is_held(self) -> bool:
+        """Whether a controller works on the session right now."""
+        lock = filelock.FileLock(self.root / "controller.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return True
+        except OSError:
+            # Somebody else's session, to be read only.
+            return False
+        lock.release()
+        return False
+
+    @property
+    def _controller(self) -> Path:
+        return self.root / "controller.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """controller.json: who works on the session."""
+
+    pid: int
+    host: str
+    since: float
+    """Unix seconds."""
+    command: str = ""
+    """What was typed."""
+    stage: str = ""
+
+    @property
+    def age_s(self) -> int:
+        """Seconds since it took the session."""
+        return max(0, int(time.time() - self.since))
+
+    def __str__(self) -> str:
+        doing = " ".join(filter(None, [self.command, f"in {self.stage}" if self.stage else ""]))
+        return f"pid {self.pid} on {self.host} since {self.age_s} s" + (f" ({doing})" if doing else "")
 
 
 def create(base: Path, campaign_text: str, *, name: str | None = None, campaign_file: Path | None = None) -> Session:
-    """Make a new session folder under `base`, named by UTC time unless `name` says otherwise."""
+    """Make a new session folder under `base`, named by UTC time unless `name` says otherwise.
+
+    It appears whole or not at all.
+    """
     if name is not None and not re.fullmatch(NAME, name):
         raise SessionError(f"{name!r} is no session name", hint="letters, digits, '.', '_' and '-', as in 2026-spring")
     now = datetime.now(UTC)
     base.mkdir(parents=True, exist_ok=True)
     for attempt in range(100):
         candidate = name or now.strftime("%Y%m%d-%H%M%S") + (f"-{attempt}" if attempt else "")
-        root = base / candidate
-        try:
-            root.mkdir()
-        except FileExistsError as error:
-            if name:
-                raise SessionError(f"session {name} exists already", hint=f"fleet bench --session {name}") from error
-            continue
-        (root / "campaign.yml").write_text(campaign_text, encoding="utf-8")
-        write_json(
-            root / "session.json",
-            {
-                "schema": SCHEMA,
-                "created_at": now.isoformat(timespec="seconds"),
-                "fleet": __version__,
-                "python": platform.python_version(),
-                "controller": socket.gethostname(),
-                "campaign_file": str(campaign_file.resolve()) if campaign_file else "",
-                # Names the session's folder on hosts, where sessions of other controllers may lie beside it.
-                "token": f"{candidate}-{secrets.token_hex(3)}",
-            },
-        )
-        return Session(root)
+        about = {
+            "schema": SCHEMA,
+            "created_at": now.isoformat(timespec="seconds"),
+            "fleet": __version__,
+            "python": platform.python_version(),
+            "controller": socket.gethostname(),
+            "campaign_file": str(campaign_file.resolve()) if campaign_file else "",
+            # Names the session's folder on hosts, where sessions of other controllers may lie beside it.
+            "token": f"{candidate}-{secrets.token_hex(3)}",
+        }
+        if _make(base / candidate, campaign_text, about):
+            return Session(base / candidate)
+        if name:
+            raise SessionError(f"session {name} exists already", hint=f"fleet bench --session {name}")
     raise SessionError(f"{base}: no free session name", hint="give one with --session")
+
+
+def _make(root: Path, campaign_text: str, about: dict[str, Any]) -> bool:
+    """Build a session beside its place and move it there; False when the place is taken."""
+    if root.exists():
+        return False
+    # A name that no session can have: one that was left by a crash is never taken for a session.
+    built = root.with_name(f".{root.name}.{secrets.token_hex(3)}")
+    built.mkdir()
+    try:
+        (built / "campaign.yml").write_text(campaign_text, encoding="utf-8")
+        write_json(built / "session.json", about)
+        try:
+            built.rename(root)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                return False
+            raise
+    finally:
+        shutil.rmtree(built, ignore_errors=True)
+    return True
+
+
+def listed(base: Path) -> list[Session]:
+    """The sessions under `base`, the newest by creation first."""
+    found = [path for path in base.glob("*/session.json") if not path.parent.name.startswith(".")]
+    found.sort(key=lambda path: (path.stat().st_mtime, path.parent.name), reverse=True)
+    return [Session(path.parent) for path in found]
 
 
 def latest(base: Path) -> Session | None:
     """The newest session under `base`, by creation time, or None."""
-    found = sorted(base.glob("*/session.json"), key=lambda path: (path.stat().st_mtime, path.parent.name))
-    return Session(found[-1].parent) if found else None
+    return next(iter(listed(base)), None)

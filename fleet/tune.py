@@ -16,8 +16,8 @@ from fleet.handoff import TunedFile, UnitRecord
 from fleet.harness.contract import Scenario, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
-from fleet.plays import Plays
 from fleet.session import Session
+from fleet.subset import EVERYTHING, Subset
 from fleet.watch import Watch
 
 _Task = tuple[Host, BenchmarkEntry, Scenario]
@@ -30,14 +30,18 @@ class _Told(BaseModel):
 
 
 def tune(
-    session: Session, campaign: Campaign, plays: Plays, watch: Watch, *, quick: bool = False
+    session: Session, campaign: Campaign, watch: Watch, *, quick: bool = False, subset: Subset = EVERYTHING
 ) -> tuple[TunedFile, ...]:
-    """Tune every scenario for which the campaign gives no value; one answer per host, written to tune/<host>.json."""
+    """Tune every scenario for which the campaign gives no value; one answer per host of `subset`.
+
+    Each is written to tune/<host>.json.
+    """
     watch.stage("tune", "short probes: what LoadGen must be told about each host")
-    found = {host.name: TunedFile(host=host.name, values={}) for host in files.hosts(session)}
+    hosts = [host for host in files.hosts(session) if not subset.left_out(host.name)]
+    found = {host.name: TunedFile(host=host.name, values={}) for host in hosts}
     wanted = [
         (host, benchmark, scenario)
-        for host in files.hosts(session)
+        for host in hosts
         for benchmark in campaign.benchmarks
         for scenario in benchmark.scenarios
         if not _is_given(campaign, host, benchmark, scenario)
@@ -49,7 +53,7 @@ def tune(
             first.setdefault(kinds[host.name], host.name)
     leaders = [task for task in wanted if task[0].name in first.values()]
     launcher = launch.Launcher(
-        session=session, campaign=campaign, plays=plays, watch=watch, folder=session.tune, token=f"{session.token}-tune"
+        session=session, campaign=campaign, watch=watch, folder=session.tune, token=f"{session.token}-tune"
     )
     for wave in (leaders, [task for task in wanted if task not in leaders]):
         _tune(launcher, wave, found, quick=quick)
@@ -73,7 +77,8 @@ def _tune(launcher: launch.Launcher, wave: Sequence[_Task], found: dict[str, Tun
     def bring(connection: reach.Connection, work_dir: str, record: UnitRecord) -> None:
         told[record.unit] = _ask(connection, f"{work_dir}/runs/{launcher.token}/{record.unit}/tuning.json", record)
 
-    launcher.launch([planner.tuning(*task) for task in wave], lambda: bring)
+    specs = [planner.tuning(*task) for task in wave]
+    launcher.launch(launch.batches(launch.by_host(handoff.readiness(session), specs)), lambda: bring)
     records = handoff.records(session, session.tune)
     for unit, (host, benchmark, scenario) in tasks.items():
         answer = told.get(unit, records[unit].cause or str(records[unit].state))

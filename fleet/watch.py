@@ -12,6 +12,9 @@ class Watch(Protocol):
     def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
         """What a host is doing now; `fraction` of the current unit, `ended` when it has nothing more to do."""
 
+    def note(self, text: str) -> None:
+        """A line to be kept on the screen, whatever follows."""
+
 
 class Silent:
     """Tells nobody; for tests and scripts."""
@@ -20,6 +23,9 @@ class Silent:
         """Ignored."""
 
     def host(self, host: str, text: str, *, fraction: float | None = None, ended: bool = False) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
         """Ignored."""
 
 

@@ -1,5 +1,6 @@
 """fleet bench."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +9,56 @@ import click
 from fleet import handoff, pipeline
 from fleet.cli import options, output, tables
 from fleet.errors import ExitCode, SubmissionError
+from fleet.pipeline import Outing
 
 
 @click.command()
 @options.campaign_option
 @options.session_options
+@options.new_option
 @options.quick_option
+@options.part_options
 @options.json_option
-def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool, as_json: bool) -> ExitCode:
+def command(
+    *,
+    campaign_file: Path,
+    session_id: str | None,
+    base: Path,
+    new: bool,
+    quick: bool,
+    limit: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> ExitCode:
     """The whole job, from fleet.yml to a submission and a report: every stage, in order.
 
-    A host that cannot be reached or made ready is named with its cause, and holds nobody else up. If this
-    command is stopped, `fleet bench --session ID` goes on: what is done is not done again.
+    A host that cannot be reached or made ready is named with its cause, and holds nobody else up. If this command is
+    stopped, the same command goes on: what is done is not done again. When nothing is missing, it begins anew.
     """
-    session, file = options.for_campaign(base, session_id, campaign_file, new=True)
+    found = None if new or session_id else options.to_go_on_with(base, campaign_file, quick=quick)
+    session, file = found or options.for_campaign(base, session_id, campaign_file, new=True)
+    quick = quick or handoff.was_quick(session)
+    with options.outing(session, file, quiet=as_json, quick=quick, limit=limit, exclude=exclude) as outing:
+        return go(outing, pipeline.STAGES, as_json=as_json)
+
+
+def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json: bool) -> ExitCode:
+    """Go through `stages`, which end with a report, and say what came of it."""
     found: dict[str, Any] = {}
     refused = ""
-    with options.outing(session, file, quiet=as_json, quick=quick or handoff.was_quick(session)) as outing:
-        for name, stage in pipeline.STAGES.items():
-            try:
-                found[name] = stage(outing)
-            except SubmissionError as error:
-                # The report is owed all the same: it says what happened.
-                refused = error.message
+    for name, stage in stages.items():
+        try:
+            found[name] = stage(outing)
+        except SubmissionError as error:
+            # The report is owed all the same: it says what happened.
+            refused = error.message
     results = found["results"]
     if as_json:
         output.print_json(results)
     else:
         output.print_table(results.headline, *tables.results(results))
+        for line in tables.warnings(handoff.readiness(outing.session)):
+            output.say(line)
     if refused:
         output.say(f"submission: none. {refused}")
     else:

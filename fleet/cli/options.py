@@ -2,8 +2,9 @@
 
 import os
 import re
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +12,17 @@ from typing import Any, TypeVar
 import click
 
 from fleet import campaign as campaigns
+from fleet import handoff, resume
 from fleet import session as sessions
+from fleet.campaign import Campaign
 from fleet.cli import output
 from fleet.errors import SessionError
-from fleet.inventory import static
+from fleet.inventory import files, static
+from fleet.inventory.hosts import Host
 from fleet.pipeline import Outing
 from fleet.session import Session
+from fleet.subset import Subset
+from fleet.watch import Watch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,6 +58,22 @@ def quick_option(function: F) -> F:
     )(function)
 
 
+def new_option(function: F) -> F:
+    """--new."""
+    return click.option("--new", is_flag=True, help="Begin a new session, even if the last one is not finished.")(
+        function
+    )
+
+
+def part_options(function: F) -> F:
+    """--limit and --exclude."""
+    text = "Host, range such as gpu[01-04], or pattern such as 'gpu*'; may be repeated."
+    function = click.option("--exclude", "exclude", multiple=True, metavar="PATTERN", help="Not these. " + text)(
+        function
+    )
+    return click.option("--limit", "limit", multiple=True, metavar="PATTERN", help="Only these. " + text)(function)
+
+
 def existing(base: Path, session_id: str | None) -> Session:
     """The named session, or the newest.
 
@@ -80,9 +102,7 @@ def for_campaign(
     if session_id and (base / session_id).is_dir():
         session = existing(base, session_id)
         return session, Path(str(session.about().get("campaign_file") or session.campaign_file))
-    text = campaigns.read_text(file)
-    # Everything that can be wrong with fleet.yml is found before there is a session: nothing is left half made.
-    static.hosts(campaigns.load_text(text, str(file)), base=file.resolve().parent, source=str(file))
+    text = _checked(file)
     newest = None if new or session_id else sessions.latest(base)
     if newest is not None and newest.campaign_file.read_text(encoding="utf-8") == text:
         return newest, file
@@ -93,14 +113,55 @@ def for_campaign(
     return made, file
 
 
+def to_go_on_with(base: Path, file: Path, *, quick: bool) -> tuple[Session, Path] | None:
+    """The newest session of this very campaign, as quick as is asked for, when units of it are missing."""
+    text = _checked(file)
+    for session in sessions.listed(base):
+        if session.campaign_file.read_text(encoding="utf-8") != text:
+            continue
+        if not handoff.planned(session):
+            output.say(f"session {session.id} goes on: nothing has run in it yet (a new one: --new)")
+            return session, file
+        planned = handoff.plan(session)
+        if planned.quick == quick:
+            missing = resume.missing(planned.units, handoff.records(session), handoff.collected(session))
+            if not missing:
+                return None
+            units = f"{len(missing)} of {len(planned.units)} units are missing"
+            output.say(f"session {session.id} goes on: {units} (a new one: --new)")
+            return session, file
+    return None
+
+
+def _checked(file: Path) -> str:
+    """The campaign's text. Everything that can be wrong with it is found before there is a session."""
+    text = campaigns.read_text(file)
+    static.hosts(campaigns.load_text(text, str(file)), base=file.resolve().parent, source=str(file))
+    return text
+
+
 @contextmanager
-def outing(session: Session, file: Path, *, quiet: bool, quick: bool = False) -> Iterator[Outing]:
-    """Everything a stage is given, with the session locked and progress shown."""
+def outing(
+    session: Session,
+    file: Path,
+    *,
+    quiet: bool,
+    quick: bool = False,
+    limit: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Iterator[Outing]:
+    """Everything a stage is given, with the session locked and progress shown.
+
+    Raises SessionError naming the owner when another controller has the session.
+    """
     from fleet.plays import AnsiblePlays
 
     campaign = campaigns.load(session.campaign_file)
+    subset = Subset(limit=tuple(limit), exclude=tuple(exclude))
+    if limit or exclude:
+        subset.check(host.name for host in _hosts(session, campaign, file))
     stop = threading.Event()
-    with session.locked(), output.watching(quiet=quiet) as watch:
+    with session.locked(_typed()), output.watching(quiet=quiet) as watch:
         try:
             yield Outing(
                 session=session,
@@ -108,11 +169,37 @@ def outing(session: Session, file: Path, *, quiet: bool, quick: bool = False) ->
                 base=file.resolve().parent,
                 source=os.fspath(file),
                 plays=AnsiblePlays(cancelled=stop.is_set),
-                watch=watch,
+                watch=_Entering(watch, session),
                 quick=quick,
+                subset=subset,
+                stop=stop.set,
             )
         except KeyboardInterrupt:
             stop.set()
             output.say("units that were started go on at their hosts")
             output.say(f"next:  fleet bench --session {session.id}")
             raise
+
+
+def _hosts(session: Session, campaign: Campaign, file: Path) -> Sequence[Host]:
+    if (session.inventory / "hosts.json").is_file():
+        return files.hosts(session)
+    return static.hosts(campaign, base=file.resolve().parent, source=os.fspath(file))
+
+
+def _typed() -> str:
+    """The command as it is shown to others."""
+    return " ".join(["fleet", *sys.argv[1:]])
+
+
+class _Entering:
+    """Lets the session say which stage its controller is in, beside telling who watches."""
+
+    def __init__(self, watch: Watch, session: Session) -> None:
+        self._session = session
+        self.host, self.note, self._stage = watch.host, watch.note, watch.stage
+
+    def stage(self, name: str, text: str) -> None:
+        """A stage begins."""
+        self._session.enter(name)
+        self._stage(name, text)

@@ -132,6 +132,10 @@ class _PlainWatch:
         share = f" [{fraction:.0%}]" if fraction is not None else ""
         self._print(f"  {host}: {text}{share}")
 
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._print(text)
+
     def _print(self, text: str) -> None:
         print(f"{time.monotonic() - self._started:6.1f}s {_printable(text)}", file=sys.stderr, flush=True)
 
@@ -159,6 +163,11 @@ class _LiveWatch:
         """What a host does."""
         with self._lock:
             self._hosts[host] = (_printable(text), fraction, ended)
+
+    def note(self, text: str) -> None:
+        """A line above the table."""
+        if self.live:
+            self.live.console.print(Text(_printable(text)))
 
     def __rich__(self) -> Table:
         """The current stage and its hosts."""

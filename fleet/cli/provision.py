@@ -13,14 +13,23 @@ from fleet.handoff import Readiness
 @click.command()
 @options.campaign_option
 @options.session_options
+@options.part_options
 @options.json_option
-def command(campaign_file: Path, session_id: str | None, base: Path, as_json: bool) -> ExitCode:
+def command(
+    *,
+    campaign_file: Path,
+    session_id: str | None,
+    base: Path,
+    limit: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> ExitCode:
     """Make hosts ready: Python environment, harness, weights and data, and a description of the system.
 
     Works as an ordinary user. A host that is ready already is left alone: changed is 0.
     """
     session, file = options.for_campaign(base, session_id, campaign_file, new=False)
-    with options.outing(session, file, quiet=as_json) as outing:
+    with options.outing(session, file, quiet=as_json, limit=limit, exclude=exclude) as outing:
         pipeline.inventory(outing)
         found = pipeline.make_ready(outing)
     if as_json:

@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from fleet import handoff
+from fleet import session as sessions
 from fleet.cli import options, output
 from fleet.errors import ExitCode, SessionError
-from fleet.session import Session
 from fleet.terms import UnitState
 
 
@@ -18,8 +18,7 @@ from fleet.terms import UnitState
 def command(base: Path, as_json: bool) -> ExitCode:
     """List sessions, the newest first."""
     rows = []
-    for path in sorted(base.glob("*/session.json"), reverse=True):
-        session = Session(path.parent)
+    for session in sessions.listed(base):
         try:
             created, known = str(session.about()["created_at"]), handoff.records(session)
             planned = len(handoff.plan(session).units) if handoff.planned(session) else 0

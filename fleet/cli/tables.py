@@ -14,6 +14,11 @@ def hosts(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
     return ["host", "state", "cause"], [[item.host, str(item.state), item.cause] for item in items]
 
 
+def warnings(items: Iterable[Any]) -> list[str]:
+    """What hosts are warned about, a line each: battery, heat."""
+    return [f"{item.host}: {text}" for item in items for text in item.warnings]
+
+
 def benchmarks(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of what preflight found out: one row per host that answered and benchmark."""
     rows = []

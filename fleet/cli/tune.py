@@ -13,15 +13,26 @@ from fleet.errors import ExitCode
 @options.campaign_option
 @options.session_options
 @options.quick_option
+@options.part_options
 @options.json_option
-def command(campaign_file: Path, session_id: str | None, base: Path, quick: bool, as_json: bool) -> ExitCode:
+def command(
+    *,
+    campaign_file: Path,
+    session_id: str | None,
+    base: Path,
+    quick: bool,
+    limit: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> ExitCode:
     """Find target_qps and target_latency of each host and scenario by short probes, at most 3 minutes each.
 
     The values are kept in the session and used by `fleet run`; what fleet.yml gives is never tuned. Of hosts with the
     same hardware and software one goes first, and the others begin where it ended. Probes are never submitted.
     """
     session, file = options.for_campaign(base, session_id, campaign_file, new=False, create=False)
-    with options.outing(session, file, quiet=as_json, quick=quick or handoff.was_quick(session)) as outing:
+    quick = quick or handoff.was_quick(session)
+    with options.outing(session, file, quiet=as_json, quick=quick, limit=limit, exclude=exclude) as outing:
         found = pipeline.tune_targets(outing)
     if as_json:
         output.print_json(found)

@@ -1,6 +1,6 @@
 """inventory/hosts.yml: plain Ansible, usable without fleet. reachability.json: what the probe said."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from fleet.campaign import Campaign
 from fleet.inventory import reach, static
 from fleet.inventory.hosts import GROUPS, Host, Reachability
 from fleet.session import Session
+from fleet.terms import HostState
 
 HEADER = "# Made by `fleet inventory` from fleet.yml; edit that. Plain Ansible: ansible-playbook -i hosts.yml …\n"
 
@@ -70,9 +71,30 @@ def reachability(session: Session) -> tuple[Reachability, ...]:
     return session.read(session.inventory / "reachability.json", tuple[Reachability, ...])
 
 
-def make(session: Session, campaign: Campaign, *, base: Path, source: str) -> tuple[Reachability, ...]:
-    """The inventory stage: expand the campaign's hosts, probe each, write the files; one outcome per host."""
+def make(
+    session: Session,
+    campaign: Campaign,
+    *,
+    base: Path,
+    source: str,
+    left_out: Callable[[str], str] = lambda _: "",
+) -> tuple[Reachability, ...]:
+    """The inventory stage: expand the campaign's hosts, probe each, write the files; one outcome per host.
+
+    Hosts for which `left_out` has a cause are not probed: what an earlier probe said of them stays in the files.
+    """
     listed = static.hosts(campaign, base=base, source=source)
-    found = reach.probe_all(listed)
-    write(session, listed, found, campaign)
-    return found
+    known = (session.inventory / "reachability.json").is_file()
+    earlier = {item.host: item for item in reachability(session)} if known else {}
+    out = {
+        host.name: Reachability(host=host.name, kind=host.kind, state=HostState.LEFT_OUT, cause=cause)
+        for host in listed
+        if (cause := left_out(host.name))
+    }
+    found = {item.host: item for item in reach.probe_all(host for host in listed if host.name not in out)} | out
+    write(session, listed, [{**found, **_kept(earlier, out)}[host.name] for host in listed], campaign)
+    return tuple(found[host.name] for host in listed)
+
+
+def _kept(earlier: dict[str, Reachability], out: Collection[str]) -> dict[str, Reachability]:
+    return {name: item for name, item in earlier.items() if name in out}

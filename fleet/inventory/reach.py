@@ -14,13 +14,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import paramiko
 
+from fleet import threads
 from fleet.errors import FleetError
 from fleet.inventory import ssh_config
 from fleet.inventory.hosts import Host, Reachability
@@ -30,8 +30,10 @@ PYTHON_MINIMUM = (3, 11)
 ANSWER_LIMIT = 4 * 1024 * 1024
 """Bytes read from one command: a host is not trusted to stop."""
 PROBE_TIMEOUT = 20.0
-STALLED_S = 30.0
+STALLED_S = 15.0
 """A transfer in which nothing came for so long has broken off."""
+UNACKNOWLEDGED_S = 20.0
+"""What a host has not acknowledged for so long ends the connection: keepalives only send, and notice nothing."""
 ANSIBLE_NEEDS_KIB = 16 * 1024
 """Below this Ansible itself fails on a host, with words that do not say why."""
 
@@ -58,13 +60,16 @@ class Unreachable(Exception):  # noqa: N818 - a state of a host, not a mistake
 class Connection(Protocol):
     """An open way to a host."""
 
-    def run(self, command: str, *, timeout: float) -> Answer:
-        """Run a shell command. Raises Unreachable when the host does not answer in `timeout` seconds."""
+    def run(self, command: str, *, timeout: float, stdin: bytes = b"", stalled: float | None = None) -> Answer:
+        """Run a shell command, `stdin` to its standard input.
 
-    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+        Raises Unreachable when the host does not answer in `timeout` seconds, or prints nothing for `stalled` seconds.
+        """
+
+    def copy(self, command: str, sink: BinaryIO, *, limit: int, stalled: float = STALLED_S) -> None:
         """Write at most `limit` bytes of what a shell command prints into `sink`, as they come.
 
-        Raises Unreachable when nothing comes for STALLED_S seconds, and ValueError when more than `limit` does.
+        Raises Unreachable when nothing comes for `stalled` seconds, and ValueError when more than `limit` does.
         """
 
     def close(self) -> None:
@@ -74,20 +79,23 @@ class Connection(Protocol):
 class LocalConnection:
     """The controller's own machine as a host."""
 
-    def run(self, command: str, *, timeout: float) -> Answer:
-        """Run a shell command here."""
+    def run(self, command: str, *, timeout: float, stdin: bytes = b"", stalled: float | None = None) -> Answer:
+        """Run a shell command here; this machine does not stall."""
+        del stalled
+        pipe = subprocess.PIPE
         with subprocess.Popen(
-            ["/bin/sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            ["/bin/sh", "-c", command], stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         ) as process:
             try:
-                out, err = process.communicate(timeout=timeout)
+                out, err = process.communicate(stdin, timeout=timeout)
             except subprocess.TimeoutExpired as error:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise Unreachable(HostState.UNREACHABLE, f"no answer in {timeout:.0f} s") from error
         return Answer(rc=process.returncode, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
 
-    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+    def copy(self, command: str, sink: BinaryIO, *, limit: int, stalled: float = STALLED_S) -> None:
         """Write what a shell command prints here into `sink`."""
+        del stalled
         with subprocess.Popen(["/bin/sh", "-c", command], stdout=subprocess.PIPE) as process:
             try:
                 _pour(process.stdout.read if process.stdout else lambda _: b"", sink, limit)
@@ -118,12 +126,16 @@ class SshConnection:
         self._host = host
         self._client = _connect(host)
 
-    def run(self, command: str, *, timeout: float) -> Answer:
+    def run(self, command: str, *, timeout: float, stdin: bytes = b"", stalled: float | None = None) -> Answer:
         """Run a shell command on the host."""
         end = time.monotonic() + timeout
-        with self._lost_in(timeout):
-            channel = self._open_channel(timeout)
+        patience = min(timeout, stalled or timeout)
+        with self._lost_in(patience):
+            channel = self._open_channel(patience)
             channel.exec_command(command)
+            if stdin:
+                channel.sendall(stdin)
+                channel.shutdown_write()
             out = _drain(channel, end)
             err = channel.recv_stderr(65536) if channel.recv_stderr_ready() else b""
             while not channel.exit_status_ready():
@@ -134,15 +146,15 @@ class SshConnection:
             channel.close()
         return Answer(rc=rc, out=out.decode(errors="replace"), err=err.decode(errors="replace"))
 
-    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+    def copy(self, command: str, sink: BinaryIO, *, limit: int, stalled: float = STALLED_S) -> None:
         """Write what a shell command on the host prints into `sink`."""
-        with self._lost_in(STALLED_S):
-            channel = self._open_channel(STALLED_S)
+        with self._lost_in(stalled):
+            channel = self._open_channel(stalled)
             channel.exec_command(command)
 
         def receive(size: int) -> bytes:
             # Around the network alone: a full disk here is not the host's fault.
-            with self._lost_in(STALLED_S):
+            with self._lost_in(stalled):
                 return channel.recv(size)
 
         try:
@@ -247,7 +259,10 @@ def _connect(host: Host) -> paramiko.SSHClient:
 def _open_socket(target: ssh_config.Target) -> "socket.socket | paramiko.ProxyCommand":
     if target.proxy_command:
         return paramiko.ProxyCommand(shlex.join(["/bin/sh", "-c", f"exec {target.proxy_command}"]))
-    return socket.create_connection((target.hostname, target.port), timeout=target.connect_timeout)
+    opened = socket.create_connection((target.hostname, target.port), timeout=target.connect_timeout)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_S * 1000))
+    return opened
 
 
 def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreachable:
@@ -366,7 +381,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def probe_all(hosts: Iterable[Host]) -> tuple[Reachability, ...]:
-    """Probe hosts in parallel; one answer per host, in order."""
+    """Probe hosts side by side; one answer per host, in order."""
     listed = list(hosts)
-    with ThreadPoolExecutor(max_workers=min(32, max(1, len(listed)))) as pool:
-        return tuple(pool.map(probe, listed))
+    found = dict(threads.each(lambda number: probe(listed[number]), range(len(listed))))
+    return tuple(found[number] for number in range(len(listed)))

@@ -48,18 +48,34 @@ class FakeConnection:
 
     answers: list[str | Unreachable]
     commands: list[str] = field(default_factory=list)
+    """Questions, in order."""
     closed: int = 0
+    refuses: list[str] = field(default_factory=list)
+    """What `start` says on stderr as it fails, one time after another; then it takes what it is given."""
+    started: list[dict[str, Any]] = field(default_factory=list)
+    """Queues that `start` was given."""
+    cancelled: list[str] = field(default_factory=list)
+    """Units that it was told to stop."""
 
-    def run(self, command: str, *, timeout: float) -> Answer:
+    def run(self, command: str, *, timeout: float, stdin: bytes = b"", stalled: float | None = None) -> Answer:
         assert timeout > 0
+        assert stalled is None or stalled > 0
+        if stdin:
+            assert shlex.split(command)[2] == "start"
+            self.started.append(json.loads(stdin))
+            refused = self.refuses.pop(0) if self.refuses else ""
+            return Answer(rc=bool(refused), out="{}", err=refused)
+        if " cancel " in command:
+            self.cancelled += shlex.split(command)[5:]
+            return Answer(rc=0, out="{}", err="")
         self.commands.append(command)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Unreachable):
             raise answer
         return Answer(rc=0, out=answer, err="")
 
-    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
-        raise AssertionError(f"nothing is copied here: {command}, {sink}, {limit}")
+    def copy(self, command: str, sink: BinaryIO, *, limit: int, stalled: float = 15.0) -> None:
+        raise AssertionError(f"nothing is copied here: {command}, {sink}, {limit}, {stalled}")
 
     def close(self) -> None:
         self.closed += 1
@@ -76,26 +92,39 @@ class PackingConnection(FakeConnection):
     breaks_after: int | None = None
     """Bytes after which the next transfer breaks off, once."""
     copied: list[str] = field(default_factory=list)
+    sends: bool = False
+    """It has the verb `send`, and writes no archive."""
 
-    def run(self, command: str, *, timeout: float) -> Answer:
+    def run(self, command: str, *, timeout: float, stdin: bytes = b"", stalled: float | None = None) -> Answer:
+        if command.startswith("read up"):
+            return super().run(command, timeout=timeout, stdin=stdin, stalled=stalled)
         assert timeout > 0
         self.commands.append(command)
         words = shlex.split(command)
-        if words[0] == "rm":
+        if words[0] in {"rm", "true"}:
             return Answer(rc=0, out="", err="")
-        assert words[2] == "pack", command
-        unit = words[-1]
+        # What takes long gives signs of life.
+        assert stalled
+        assert words[:3] == ["while", "sleep", "2"]
+        unit = words[words.index("pack") + 3].rstrip(";")
         if unit not in self.archives:
             return Answer(rc=1, out="", err="Traceback\nOSError: no room for the archive\n")
         data = self.archives[unit]
-        told = {"archive": f"/t m p/{unit}", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        return Answer(rc=0, out=json.dumps({**told, **self.announced}) + "\n", err="")
+        told = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        told |= {} if self.sends else {"archive": f"/t m p/{unit}"}
+        return Answer(rc=0, out="\n\n" + json.dumps({**told, **self.announced}) + "\n", err="")
 
-    def copy(self, command: str, sink: BinaryIO, *, limit: int) -> None:
+    def copy(self, command: str, sink: BinaryIO, *, limit: int, stalled: float = 15.0) -> None:
+        assert stalled >= 15
         self.copied.append(command)
-        tail, _, start, path = shlex.split(command)
-        assert tail == "tail"
-        data = self.archives[path.removeprefix("/t m p/")][int(start) - 1 :]
+        words = shlex.split(command)
+        if self.sends:
+            assert words[2] == "send"
+            data = self.archives[words[5]][int(words[6]) :]
+        else:
+            tail, _, start, path = words
+            assert tail == "tail"
+            data = self.archives[path.removeprefix("/t m p/")][int(start) - 1 :]
         if self.breaks_after is not None:
             sink.write(data[: self.breaks_after])
             self.breaks_after = None
@@ -111,12 +140,18 @@ def status(unit: str, state: UnitState = UnitState.DONE, **more: Any) -> UnitSta
 
 
 def answer(
-    *statuses: UnitStatus | str, now: int = 1000, boot: str = "boot-1", beat: SupervisorBeat | None = None
+    *statuses: UnitStatus | str,
+    uptime: float = 1000.0,
+    boot: str = "boot-1",
+    beat: SupervisorBeat | None = None,
+    gone: int = 0,
 ) -> str:
     """What the poll's shell command prints; a text stands for a status.json that cannot be read."""
     documents = [] if beat is None else [json.dumps(asdict(beat), indent=1) + "\n"]
     documents += [item if isinstance(item, str) else json.dumps(asdict(item), indent=1) + "\n" for item in statuses]
-    return f"{now}\n{boot}\n" + "".join("\x1e" + document for document in documents)
+    return f"{uptime:.2f} {boot}\n{f'gone {gone}{chr(10)}' if gone else ''}" + "".join(
+        "\x1e" + document for document in documents
+    )
 
 
 @dataclass
@@ -126,6 +161,7 @@ class RecordingWatch:
     stages: list[str] = field(default_factory=list)
     lines: list[tuple[str, str]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def stage(self, name: str, text: str) -> None:
         assert text
@@ -136,6 +172,9 @@ class RecordingWatch:
         self.lines.append((host, text))
         if ended:
             self.ended.append(host)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_done_units_come_home_verified_and_only_once(tmp_path: Path, host: Packi
     assert handoff.collected(session) == found
     assert watch.ended == ["h01"]
     pack, remove = host.commands
-    assert pack.endswith(f"pack /home/me/.mlperf-fleet {session.token} {UNIT}")
+    assert f"pack /home/me/.mlperf-fleet {session.token} {UNIT};" in pack
     assert remove == f"rm -f '/t m p/{UNIT}'"
     assert collect.collect(session, watch) == found
     assert len(host.commands) == 2
@@ -265,7 +265,9 @@ def test_a_broken_transfer_of_one_unit_leaves_those_of_others_alone(tmp_path: Pa
     assert partial.name.startswith(UNIT)
     # Only what is missing is asked for again.
     assert collect.collect(session, RecordingWatch())[UNIT].complete
-    assert [command.split()[-1] for command in host.commands if " pack " in command] == [UNIT, other, UNIT]
+    assert [
+        command.partition(f"{session.token} ")[2].partition(";")[0] for command in host.commands if " pack " in command
+    ] == [UNIT, other, UNIT]
 
 
 def test_the_harness_and_the_shell_do_what_is_asked_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

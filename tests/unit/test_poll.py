@@ -1,77 +1,32 @@
-"""The poll loop: a host's answer is never trusted, its silence has an end, and a unit nobody runs is not waited for."""
+"""The poll loop: silent hosts hold nobody up and may come back, units are started again by cause, and all of them end."""
 
-import json
+import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fleet import poll
-from fleet.handoff import UnitRecord
-from fleet.harness.contract import SupervisorBeat, UnitState, UnitStatus
+from fleet.campaign import RetryPolicy
+from fleet.handoff import HostRecord, UnitRecord
+from fleet.harness.contract import Reason, SupervisorBeat, UnitState
 from fleet.inventory import reach
-from fleet.inventory.hosts import Host
 from fleet.inventory.reach import Unreachable
-from fleet.poll import Polled, Word
-from fleet.terms import HostKind, HostState
+from fleet.terms import HostState
 from tests.unit.fakes import FakeConnection, RecordingWatch, answer, status
+from tests.unit.polling import Asked, host_of
 
 GONE = Unreachable(HostState.UNREACHABLE, "connection lost (reset)")
-RUNNING = status("h01.u", UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0)
+RUNNING = status("h01.u", UnitState.RUNNING, boot_id="boot-1", beat_uptime=999.0)
 
 
-@pytest.fixture(autouse=True)
-def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its module alone: a connection of a test sleeps as long as it says.
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: time.sleep(seconds / 100))
-    monkeypatch.setattr(poll, "time", clock)
+pytestmark = pytest.mark.usefixtures("quick_polls")
 
 
 @pytest.fixture
 def dead_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poll, "CONFIRM_S", 0.0)
-
-
-Asked = Callable[..., dict[str, UnitRecord]]
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    """Polls the hosts behind the connections given, each with the unit HOST.u unless `units` says otherwise."""
-
-    def ask(
-        *, units: tuple[str, ...] = ("u",), watch: RecordingWatch | None = None, noted: list[UnitRecord] | None = None,
-        bring: Callable[..., object] = lambda *_: None, **connections: FakeConnection,
-    ) -> dict[str, UnitRecord]:  # fmt: skip
-        def opened(host: Host) -> reach.Connection:
-            return connections[host.name]
-
-        monkeypatch.setattr(reach, "connect", opened)
-        polled = [
-            Polled(
-                host=Host(name=name, kind=HostKind.SERVER, connection="ssh", address=name),
-                work_dir="/w o",
-                units=[f"{name}.{unit}" for unit in units],
-            )
-            for name in connections
-        ]
-        known = {
-            unit: UnitRecord(unit=unit, host=item.host.name, state=UnitState.PENDING)
-            for item in polled
-            for unit in item.units
-        }
-        notes = [] if noted is None else noted
-        poll.poll(polled, known, notes.append, bring, watch or RecordingWatch(), token="t1", lost_after_s=0.3)
-        assert all(record.state.ended for record in known.values())
-        assert {item.unit: item.state for item in notes} == {unit: record.state for unit, record in known.items()}
-        return known
-
-    return ask
 
 
 def test_every_change_is_noted_once_and_the_connection_is_kept(asked: Asked) -> None:
@@ -111,9 +66,9 @@ def test_garbage_counts_as_silence(asked: Asked) -> None:
 
 def test_a_question_that_never_returns_counts_as_silence(asked: Asked) -> None:
     class Stuck(FakeConnection):
-        def run(self, command: str, *, timeout: float) -> reach.Answer:
+        def run(self, command: str, **more: Any) -> reach.Answer:
             time.sleep(4.0)
-            return super().run(command, timeout=timeout)
+            return super().run(command, **more)
 
     started = time.monotonic()
     found = asked(h01=Stuck([answer(status("h01.u"))]))
@@ -127,13 +82,13 @@ def test_a_folder_that_is_not_there_is_said(asked: Asked) -> None:
 
 
 def test_a_units_end_stands_whatever_is_said_later(asked: Asked) -> None:
-    first = answer(status("h01.a"), status("h01.b", UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0))
+    first = answer(status("h01.a"), status("h01.b", UnitState.RUNNING, boot_id="boot-1", beat_uptime=999.0))
     found = asked(h01=FakeConnection([first, answer(status("h01.b"))]), units=("a", "b"))
     assert {record.state for record in found.values()} == {UnitState.DONE}
 
 
 def beat(at: float, boot: str = "boot-1") -> SupervisorBeat:
-    return SupervisorBeat(pid=7, boot_id=boot, heartbeat_at=at)
+    return SupervisorBeat(pid=7, boot_id=boot, heartbeat_at=0.0, beat_uptime=at)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +96,7 @@ def beat(at: float, boot: str = "boot-1") -> SupervisorBeat:
     [
         (1000, "boot-2", (UnitState.INTERRUPTED, "the host was rebooted")),
         (1100, "boot-2", (UnitState.INTERRUPTED, "the host was rebooted")),
-        (1100, "boot-1", (UnitState.FAILED, "its supervisor died, or its disk is full")),
+        (1100, "boot-1", (UnitState.FAILED, "its supervisor is silent, or its disk is full")),
     ],
 )
 @pytest.mark.parametrize("last", [None, 500.0, 990.0])
@@ -150,15 +105,15 @@ def test_queued_units_end_when_nobody_will_ever_run_them(
     asked: Asked, last: float | None, now: int, boot: str, expected: tuple[UnitState, str]
 ) -> None:
     ended = status("h01.a", UnitState.FAILED, cause="killed by SIGKILL")
-    queued = status("h01.b", UnitState.QUEUED, heartbeat_at=990.0, boot_id="boot-1")
-    said = answer(ended, queued, now=now, boot=boot, beat=None if last is None else beat(last))
+    queued = status("h01.b", UnitState.QUEUED, beat_uptime=990.0, boot_id="boot-1")
+    said = answer(ended, queued, uptime=now, boot=boot, beat=None if last is None else beat(last))
     found = asked(h01=FakeConnection([said]), units=("a", "b"))
     assert (found["h01.b"].state, found["h01.b"].cause) == expected
     assert found["h01.a"].cause == "killed by SIGKILL"
 
 
 def test_one_stale_answer_alone_is_no_verdict(asked: Asked) -> None:
-    stale, fresh = answer(RUNNING, now=1100), answer(RUNNING)
+    stale, fresh = answer(RUNNING, uptime=1100), answer(RUNNING)
     noted: list[UnitRecord] = []
     asked(h01=FakeConnection([fresh, stale, fresh, stale, stale, answer(status("h01.u"))]), noted=noted)
     assert [record.state for record in noted] == [UnitState.RUNNING, UnitState.DONE]
@@ -166,122 +121,9 @@ def test_one_stale_answer_alone_is_no_verdict(asked: Asked) -> None:
 
 def test_a_supervisor_that_looks_dead_long_enough_is(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poll, "CONFIRM_S", 0.05)
-    connection = FakeConnection([answer(RUNNING), answer(RUNNING, now=1100)])
+    connection = FakeConnection([answer(RUNNING), answer(RUNNING, uptime=1100)])
     assert asked(h01=connection)["h01.u"].state is UnitState.FAILED
     assert len(connection.commands) >= 3
-
-
-@pytest.mark.parametrize(("hosts", "interval"), [(1, 1.0), (16, 1.0), (64, 4.0)])
-def test_many_hosts_are_asked_less_often(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch, hosts: int, interval: float
-) -> None:
-    slept: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        time.sleep(0.01)
-
-    monkeypatch.setattr(poll, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
-
-    def connection(unit: str) -> FakeConnection:
-        running = status(unit, UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0)
-        return FakeConnection([answer(running), answer(status(unit))])
-
-    asked(**{f"h{number}": connection(f"h{number}.u") for number in range(hosts)})
-    # What asking took is part of the interval.
-    assert slept
-    assert all(0.5 * interval < seconds <= interval for seconds in slept)
-
-
-def word(now: float = 1000.0, boot: str = "b", last: SupervisorBeat | None = None) -> Word:
-    return Word(now=now, boot=boot, beat=last, statuses={})
-
-
-def queued(at: float | None, boot: str = "b") -> UnitStatus:
-    return status("u", UnitState.QUEUED, heartbeat_at=at, boot_id=boot)
-
-
-@pytest.mark.parametrize(
-    ("given", "last", "state", "cause"),
-    [
-        # A unit waits for hours behind others: its supervisor's beat speaks for it.
-        (queued(10.0), beat(999.0, "b"), UnitState.QUEUED, ""),
-        (queued(10.0), beat(900.0, "b"), UnitState.FAILED, "its supervisor died"),
-        (queued(10.0, "a"), beat(900.0, "a"), UnitState.INTERRUPTED, "rebooted"),
-        # Queued after a reboot, beside the beat of the supervisor before it: the unit's own word is the newer one.
-        (queued(990.0), beat(900.0, "a"), UnitState.QUEUED, ""),
-        (queued(10.0, "a"), beat(999.0, "b"), UnitState.QUEUED, ""),
-        (queued(990.0), None, UnitState.QUEUED, ""),
-        (queued(900.0), None, UnitState.FAILED, "its supervisor died"),
-        (queued(990.0, "a"), None, UnitState.INTERRUPTED, "rebooted"),
-        (queued(None, ""), None, UnitState.QUEUED, ""),
-        # A running unit has a heartbeat of its own, which no other session's or later supervisor's replaces.
-        (status("u", UnitState.RUNNING, boot_id="b", heartbeat_at=990.0), None, UnitState.RUNNING, ""),
-        (status("u", UnitState.RUNNING, boot_id="a", heartbeat_at=999.0), None, UnitState.INTERRUPTED, "rebooted"),
-        (status("u", UnitState.RUNNING, boot_id="b", heartbeat_at=900.0), None, UnitState.FAILED, "supervisor died"),
-        (
-            status("u", UnitState.RUNNING, boot_id="b", heartbeat_at=900.0),
-            beat(999.0, "b"),
-            UnitState.FAILED,
-            "supervisor died",
-        ),
-        (status("u", UnitState.DONE, boot_id="a", heartbeat_at=1.0), None, UnitState.DONE, ""),
-        (status("u", UnitState.TIMEOUT, cause="late"), None, UnitState.TIMEOUT, "late"),
-    ],
-)
-def test_judge(given: UnitStatus, last: SupervisorBeat | None, state: UnitState, cause: str) -> None:
-    found, said = poll.judge(given, word(last=last))
-    assert found is state
-    assert cause in said
-    assert bool(cause) == bool(said)
-
-
-def test_an_unknown_boot_or_time_is_no_verdict() -> None:
-    running = status("u", UnitState.RUNNING, boot_id="b", heartbeat_at=990.0)
-    assert poll.judge(running, word(0.0, ""))[0] is UnitState.RUNNING
-
-
-def test_parse_answer_reads_what_the_shell_prints() -> None:
-    found = poll.parse_answer(answer(status("a"), status("b", UnitState.RUNNING, samples_done=7), beat=beat(999.0)))
-    assert (found.now, found.boot, found.beat) == (1000.0, "boot-1", beat(999.0))
-    assert {unit: item.state for unit, item in found.statuses.items()} == {"a": UnitState.DONE, "b": UnitState.RUNNING}
-    assert found.statuses["b"].samples_done == 7
-
-
-GARBAGE = ["", "\n\n\n", "bash: date: not found\n", "garbage\ngarbage\ngarbage{{{", "1\nb\n\x1e[]", '1\nb\n\x1e{"unit": 3}',
-           "\0\0", "1\nb\n\x1e" + "[" * 100_000, "\x1e" * 100]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
-def test_parse_answer_takes_nothing_from_garbage(text: str) -> None:
-    found = poll.parse_answer(text)
-    assert (found.statuses, found.beat) == ({}, None)
-
-
-@pytest.mark.parametrize("first", ["²", "١٢", "-1", "1e3", "nan", "", "0x1"])
-def test_parse_answer_takes_digits_only_for_the_time(first: str) -> None:
-    assert poll.parse_answer(f"{first}\nb\n").now == 0.0
-
-
-def test_parse_answer_keeps_what_came_before_a_truncation() -> None:
-    whole = answer(status("a"), status("b"), beat=beat(1.0))
-    for end in range(len(whole)):
-        assert set(poll.parse_answer(whole[:end]).statuses) <= {"a", "b"}
-    found = poll.parse_answer(whole[:-5])
-    assert (set(found.statuses), found.beat) == ({"a"}, beat(1.0))
-
-
-@pytest.mark.parametrize("broken", ['{"unit": "x", "sta\n', '{"unit": "x", "state": "flying"}\n', "", "\0", "}{"])
-def test_parse_answer_goes_on_after_a_broken_status(broken: str) -> None:
-    assert set(poll.parse_answer(answer(status("a"), broken, status("b"))).statuses) == {"a", "b"}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(st.text(), st.builds(lambda at: json.dumps(asdict(queued(at))), st.floats()))), st.text())
-def test_nothing_a_host_says_is_an_error(documents: list[str], first: str) -> None:
-    found = poll.parse_answer("\x1e".join([first, *documents]))
-    for item in found.statuses.values():
-        assert isinstance(poll.judge(item, found)[0], UnitState)
 
 
 def test_each_ended_unit_is_brought_home_once_over_the_open_connection(asked: Asked) -> None:
@@ -392,3 +234,179 @@ def test_how_long_is_left_is_said_in_words(asked: Asked) -> None:
     ends = answer(status("h01.a"), status("h01.b"))
     asked(units=("a", "b"), watch=watch, h01=FakeConnection([answer(running, queued), ends]))
     assert any(text.endswith("about 2.0 h left") for _, text in watch.lines)
+
+
+class Frozen(FakeConnection):
+    """Takes its units, answers once, and then says nothing until `thaw` is set, or the connection is closed."""
+
+    def __init__(self, answers: list[str | Unreachable]) -> None:
+        super().__init__(answers)
+        self.thaw, self.silent = threading.Event(), False
+
+    def run(self, command: str, **more: Any) -> reach.Answer:
+        if self.silent and not self.thaw.wait(20):
+            raise GONE
+        answered = super().run(command, **more)
+        self.silent = self.silent or bool(self.commands)
+        return answered
+
+
+def test_any_number_of_frozen_hosts_holds_no_other_up(asked: Asked) -> None:
+    frozen = {f"f{number:02}": Frozen([answer(status(f"f{number:02}.u", UnitState.RUNNING))]) for number in range(70)}
+    started = time.monotonic()
+    watch = RecordingWatch()
+    good = FakeConnection([answer(status("good.u", UnitState.RUNNING)), answer(status("good.u"))])
+    try:
+        found = asked(**frozen, good=good, watch=watch)
+    finally:
+        for connection in frozen.values():
+            connection.thaw.set()
+    assert found["good.u"].state is UnitState.DONE
+    assert {record.state for record in found.values()} == {UnitState.DONE, UnitState.UNREACHABLE}
+    assert watch.ended[0] == "good"
+    assert time.monotonic() - started < 15
+
+
+def test_a_lost_host_is_asked_on_while_others_work_and_its_units_come_back(asked: Asked) -> None:
+    frozen = Frozen([answer(status("h01.u", UnitState.RUNNING)), answer(status("h01.u"))])
+    hosts: list[HostRecord] = []
+    noted: list[UnitRecord] = []
+
+    class Works(FakeConnection):
+        """Works until the other host has come back."""
+
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            states = [item.state for item in noted if item.host == "h01"]
+            if UnitState.UNREACHABLE in states:
+                frozen.thaw.set()
+            over = states[-1:] == [UnitState.DONE]
+            self.answers = [answer(status("h02.u", UnitState.DONE if over else UnitState.RUNNING))]
+            return super().run(command, **more)
+
+    retry = {Reason.UNREACHABLE: RetryPolicy(times=1, after_s=0)}
+    found = asked(h01=frozen, h02=Works([""]), noted=noted, hosts=hosts, retry=retry)
+    assert found["h01.u"].state is UnitState.DONE
+    assert [item.state for item in noted if item.host == "h01"] == [
+        UnitState.RUNNING, UnitState.UNREACHABLE, UnitState.DONE,
+    ]  # fmt: skip
+    first, lost, back = [item for item in hosts if item.host == "h01"]
+    assert (first.state, lost.state, back.state) == (HostState.READY, HostState.UNREACHABLE, HostState.READY)
+    assert "no answer for" in lost.cause
+    assert lost.last_answer_at is not None
+    assert first.since <= lost.since <= back.since
+    assert lost.last_answer_at < lost.since
+
+
+def test_a_lost_host_that_is_alone_gets_its_policys_time(asked: Asked) -> None:
+    connection = FakeConnection([answer(RUNNING), *[GONE] * 5, answer(status("h01.u"))])
+    patient = RetryPolicy(times=20, after_s=0.2)
+
+    class Slow(FakeConnection):
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            time.sleep(0.1)
+            return super().run(command, **more)
+
+    slow = Slow(connection.answers)
+    assert asked(h01=slow, retry={Reason.UNREACHABLE: patient})["h01.u"].state is UnitState.DONE
+
+
+def test_units_that_a_lost_host_never_took_are_started_when_it_is_back(asked: Asked) -> None:
+    class Away(FakeConnection):
+        tries = 0
+
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            self.tries += 1
+            if self.tries < 8:
+                time.sleep(0.1)
+                raise GONE
+            return super().run(command, **more)
+
+    connection = Away([answer(status("h01.u"))])
+    noted: list[UnitRecord] = []
+    patient = RetryPolicy(times=20, after_s=0.2)
+    asked(h01=connection, noted=noted, retry={Reason.UNREACHABLE: patient})
+    assert len(connection.started) == 1
+    states = [item.state for item in noted]
+    assert (states[0], states[-1]) == (UnitState.UNREACHABLE, UnitState.DONE)
+
+
+@pytest.mark.parametrize("state", [HostState.CHANGED_KEY, HostState.UNKNOWN_KEY])
+def test_a_host_whose_key_changed_is_not_asked_again(asked: Asked, state: HostState) -> None:
+    changed = Unreachable(state, "its host key changed", "ssh-keygen -R h01")
+    connection = FakeConnection([answer(RUNNING), changed])
+    hosts: list[HostRecord] = []
+    other = FakeConnection([*[answer(status("h02.u", UnitState.RUNNING))] * 30, answer(status("h02.u"))])
+    found = asked(h01=connection, h02=other, hosts=hosts, retry=dict.fromkeys(Reason, RetryPolicy(times=1, after_s=0)))
+    assert (found["h01.u"].state, found["h01.u"].reason) == (UnitState.UNREACHABLE, Reason.HOST_KEY)
+    assert found["h01.u"].cause == "its host key changed: ssh-keygen -R h01"
+    assert len(connection.commands) == 2
+    last = [item for item in hosts if item.host == "h01"][-1]
+    assert (last.state, last.hint) == (state, "ssh-keygen -R h01")
+    assert found["h02.u"].state is UnitState.DONE
+
+
+def test_a_silent_hosts_record_says_so_long_before_it_is_lost(asked: Asked) -> None:
+    hosts: list[HostRecord] = []
+    asked(h01=FakeConnection([answer(RUNNING), GONE]), hosts=hosts)
+    assert [(item.state, item.cause) for item in hosts[:2]] == [
+        (HostState.READY, ""), (HostState.READY, "no answer: connection lost (reset)"),
+    ]  # fmt: skip
+    assert hosts[-1].state is HostState.UNREACHABLE
+
+
+def test_hosts_that_come_later_find_the_others_at_work(asked: Asked) -> None:
+    arrivals = queue.SimpleQueue[Any]()
+    arrivals.put(host_of("h01", "u"))
+    late = FakeConnection([answer(status("h02.u"))])
+
+    class First(FakeConnection):
+        """Works until the second host has ended."""
+
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            if len(self.commands) == 3:
+                arrivals.put(host_of("h02", "u"))
+                arrivals.put(None)
+            self.answers = [answer(status("h01.u", UnitState.DONE if late.closed else UnitState.RUNNING))]
+            return super().run(command, **more)
+
+    found = asked(arrivals=arrivals, h01=First([""]), h02=late)
+    assert {record.state for record in found.values()} == {UnitState.DONE}
+
+
+def test_ctrl_c_waits_for_no_host(asked: Asked) -> None:
+    frozen, started = Frozen([answer(status("h01.u", UnitState.RUNNING))]), time.monotonic()
+
+    def interrupted() -> set[str]:
+        if frozen.silent and time.monotonic() - started > 0.2:
+            raise KeyboardInterrupt
+        return set()
+
+    with pytest.raises(KeyboardInterrupt):
+        asked(h01=frozen, cancelled=interrupted)
+    assert time.monotonic() - started < 5
+    frozen.thaw.set()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "spent", "seconds"), [(1, 1, 1), (10, 1, 1), (48, 1, 4.8), (10, 90, 5), (48, 90, 5), (100, 90, 10)]
+)
+def test_many_hosts_and_settled_ones_are_asked_less_often(
+    monkeypatch: pytest.MonkeyPatch, hosts: int, spent: float, seconds: float
+) -> None:
+    monkeypatch.undo()
+    items = [host_of(f"h{number}", "u") for number in range(hosts)]
+    runs = status("u", UnitState.RUNNING, started_at=0.0, heartbeat_at=float(spent))
+    known = {
+        unit: UnitRecord(unit=unit, host=item.host.name, state=UnitState.RUNNING, status=runs)
+        for item in items
+        for unit in item.specs
+    }
+    loop = poll.Poll(
+        known=known, note=print, note_host=print, bring=lambda *_: None, watch=RecordingWatch(), token="t",
+        lost_after_s=25, policy=lambda _: RetryPolicy(times=0, after_s=0), cancelled=set,
+    )  # fmt: skip
+    for item in items:
+        loop._accept(item)
+    assert loop._interval(items[0]) == pytest.approx(seconds)
+    # The cost of polling: at 3 ms a question, no more than 3 % of a core.
+    assert hosts / seconds <= poll.HOSTS_A_SECOND

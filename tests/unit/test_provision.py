@@ -4,16 +4,19 @@ import json
 import subprocess
 import sys
 import tarfile
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fleet import handoff, provision
+from fleet import handoff, planning, provision
+from fleet.errors import PlayError
 from fleet.harness.contract import SystemFacts
 from fleet.inventory import reach
-from fleet.plays import HostOutcome, PlayEvent
+from fleet.plays import HostOutcome, PlayEvent, PlayRequest
+from fleet.subset import Subset
 from fleet.terms import HostState
 from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, scene
 from tests.unit.results.session_files import facts
@@ -86,7 +89,7 @@ def test_every_host_has_an_answer_and_only_reachable_ones_are_asked(tmp_path: Pa
     assert (two.host, two.state, two.cause) == ("h02", HostState.UNKNOWN_KEY, "h02 is away")
     assert handoff.readiness(made.session) == found
     assert watch.stages == ["provision"]
-    assert watch.ended == ["h01", "h02"]
+    assert watch.ended == ["h02", "h01"]
     kept = made.session.read(made.session.provision / "facts" / "h01.json", SystemFacts)
     assert kept == facts("aws-g5-xlarge")
 
@@ -122,7 +125,14 @@ def test_converged_hosts_are_asked_and_not_played(tmp_path: Path, answer: FakeCo
     assert plays.requests == []
     assert (one.state, one.changed, one.work_dir, one.warnings) == (HostState.READY, 0, "/w", ("on battery",))
     assert two.state is HostState.UNKNOWN_KEY
-    assert watch.lines == [("h01", "Look at the host"), ("h01", "ready"), ("h02", "h02 is away")]
+    assert watch.lines == [("h02", "h02 is away"), ("h01", "Look at the host"), ("h01", "ready")]
+    kept = facts("aws-g5-xlarge")
+    assert one.lock == {
+        "fleet": given["harness_digest"],
+        "environment": given["python_env_digest"],
+        "driver": kept.driver_version,
+        "cuda": kept.cuda_version,
+    }
     assert made.session.read(made.session.provision / "facts" / "h01.json", SystemFacts) == facts("aws-g5-xlarge")
 
 
@@ -262,3 +272,92 @@ def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:
     watch = RecordingWatch()
     provision.check(made.session, made.campaign, FakePlays(events=events), watch)
     assert watch.lines == [("h01", "Look at the host"), ("h01", "Install the pinned packages"), ("h01", "ready")]
+
+
+def test_wheels_and_weights_are_part_of_the_lock(tmp_path: Path) -> None:
+    made = scene(tmp_path)
+    described_host = replace(facts("aws-g5-xlarge"), software={"python": "3.11.9", "torch": "2.13.0"})
+    looked = {**PREFLIGHT, "stamps": {"weights": {"tiny-bert": "a" * 64}}}
+    results = {provision.PREFLIGHT: looked, provision.DESCRIBE: {"stdout": json.dumps(asdict(described_host))}}
+    (found,) = provision.provision(
+        made.session, made.campaign, FakePlays({"h01": outcome(results=results)}), RecordingWatch()
+    )
+    assert (found.lock["wheel:torch"], found.lock["python"]) == ("2.13.0", "3.11.9")
+    assert found.weights == {"tiny-bert": "a" * 64}
+    (spec, *_) = planning.plan(made.session, made.campaign, quick=False).units
+    assert spec.lock == {**found.lock, "weights": "a" * 64}
+
+
+def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path) -> None:
+    made = scene(tmp_path, TWO)
+    prepared = {
+        "stdout": json.dumps({"changed": True, "weights_sha256": "b" * 64}),
+        "cmd": ["/w/venv/bin/python", "/w/harness/current", "prepare", "/w", "tiny-bert", "tiny", "x"],
+    }
+    told: list[handoff.Readiness] = []
+    seen: list[int] = []
+
+    class Plays(FakePlays):
+        def run(self, request: PlayRequest, on_event: Callable[[PlayEvent], None]) -> dict[str, HostOutcome]:
+            for task, result in (
+                (provision.PREFLIGHT, PREFLIGHT),
+                (provision.PREPARE, prepared),
+                (provision.DESCRIBE, {"stdout": json.dumps(asdict(facts("aws-g5-xlarge")))}),
+            ):
+                on_event(PlayEvent(host="h02", task=task, kind="ok", result=result))
+            seen.append(len(told))
+            return super().run(request, on_event)
+
+    plays = Plays({"h01": outcome(HostState.FAILED, cause="no room")})
+    found = provision.provision(made.session, made.campaign, plays, RecordingWatch(), on_ready=told.append)
+    assert seen == [1]
+    assert [(item.host, item.state) for item in told] == [("h02", HostState.READY), ("h01", HostState.FAILED)]
+    assert told[0].weights == {"tiny-bert": "b" * 64}
+    assert told[0].lock
+    assert found == (told[1], told[0])
+
+
+def test_hosts_that_are_left_out_are_not_asked_and_what_is_known_of_them_stays(tmp_path: Path) -> None:
+    made = scene(tmp_path, TWO)
+    plays = FakePlays()
+    one, two = provision.provision(made.session, made.campaign, plays, RecordingWatch(), subset=Subset(limit=("h01",)))
+    assert [list(request.hosts) for request in plays.requests] == [["h01"]]
+    assert one.state is HostState.READY
+    assert (two.state, two.cause) == (HostState.LEFT_OUT, "--limit h01")
+    assert [item.state for item in handoff.readiness(made.session)] == [HostState.READY] * 2
+    three, _ = provision.provision(
+        made.session, made.campaign, plays, RecordingWatch(), spared=["h01"], subset=Subset(exclude=("h02",))
+    )
+    assert three.work_dir == one.work_dir
+    assert len(plays.requests) == 1
+
+
+def test_a_playbook_that_cannot_run_costs_only_the_hosts_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scene(tmp_path, TWO)
+
+    class Broken(FakePlays):
+        def run(self, request: PlayRequest, on_event: Callable[[PlayEvent], None]) -> dict[str, HostOutcome]:
+            del on_event
+            raise PlayError(f"{request.playbook}: broken", hint="look")
+
+    with pytest.raises(PlayError):
+        provision.provision(made.session, made.campaign, Broken(), RecordingWatch())
+    given = provision.variables(made.session, made.campaign, describe=True)
+    converged = {
+        **PREFLIGHT,
+        "cannot": {},
+        "msg": "",
+        "description": json.dumps(asdict(facts("aws-g5-xlarge"))),
+        "stamps": {
+            "python_env": given["python_env_digest"],
+            "harness": given["harness_digest"],
+            "assets": {"tiny-bert": given["assets_digest"]},
+        },
+    }
+    said = {"h01": json.dumps(converged), "h02": ""}
+    monkeypatch.setattr(reach, "connect", lambda host: FakeConnection([said[host.name]]))
+    one, two = provision.provision(made.session, made.campaign, Broken(), RecordingWatch())
+    assert one.state is HostState.READY
+    assert (two.state, two.cause, two.hint) == (HostState.FAILED, "provision: broken", "look")

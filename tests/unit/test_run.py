@@ -1,33 +1,27 @@
 """The run stage: a record for every planned unit from the first moment, and an end with a cause for each."""
 
-import json
-import time
-from collections.abc import Callable
+import queue
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fleet import handoff, launch, planning, poll, run
+from fleet import handoff, launch, planning, run
 from fleet.harness.contract import RunSpec, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
-from fleet.plays import HostOutcome
+from fleet.subset import Subset
 from fleet.terms import HostKind, HostState, Mode, Scenario
-from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, Scene, answer, scene, status
+from tests.unit.fakes import MINIMAL, FakeConnection, RecordingWatch, Scene, answer, scene, status
 
 TWO = MINIMAL.replace("[{name: h01, kind: server}]", "[{name: h01, kind: server}, {name: h02, kind: server}]")
 ONE_UNIT = MINIMAL.replace("name: tiny-bert", "name: tiny-bert, scenarios: [Offline], modes: [performance]")
 UNIT = "h01.tiny-bert.Offline.performance"
 
 
-@pytest.fixture(autouse=True)
-def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its module alone: a connection of a test sleeps as long as it says.
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: time.sleep(seconds / 100))
-    monkeypatch.setattr(poll, "time", clock)
+pytestmark = pytest.mark.usefixtures("quick_polls")
 
 
 Connect = Callable[[dict[str, FakeConnection]], None]
@@ -50,9 +44,9 @@ def plan(made: Scene, *, quick: bool = False) -> handoff.Plan:
     return planning.plan(made.session, made.campaign, quick=quick)
 
 
-def go(made: Scene, plays: FakePlays, watch: RecordingWatch | None = None, *, quick: bool = False) -> Any:
+def go(made: Scene, watch: RecordingWatch | None = None, *, quick: bool = False) -> Any:
     found = run.run(
-        made.session, made.campaign, plays, watch or RecordingWatch(), quick=quick, bringer=lambda: lambda *_: None
+        made.session, made.campaign, watch or RecordingWatch(), quick=quick, bringer=lambda _: lambda *_: None
     )
     return {record.unit: record for record in found}
 
@@ -117,13 +111,20 @@ def test_a_quick_run_takes_as_much_of_a_set_as_a_slow_machine_answers_in_minutes
     ],
 )
 def test_labels_that_the_campaign_brings_about_are_there_before_anything_ran(
-    tmp_path: Path, more: str, labels: tuple[str, ...]
+    tmp_path: Path, connect: Connect, more: str, labels: tuple[str, ...]
 ) -> None:
     made = scene(tmp_path, ONE_UNIT.replace("[performance]", f"[performance]{more}"))
     assert plan(made).units[0].labels == labels
-    plays = FakePlays({"h01": HostOutcome(host="h01", state=HostState.FAILED, cause="no room")})
-    assert go(made, plays)[UNIT].labels == labels
+    connect({"h01": FakeConnection([answer()], refuses=["no room"])})
+    assert go(made)[UNIT].labels == labels
     assert made.session.read(made.session.run / "units" / f"{UNIT}.json", handoff.UnitRecord).labels == labels
+
+
+def bring_home(made: Scene, **changes: Any) -> None:
+    """Every unit's files are here and verified, unless `changes` says otherwise."""
+    home = handoff.Collected(**{"folder": "collect/h01/x", "complete": True, **changes})
+    units = {spec.unit: home for spec in handoff.plan(made.session).units}
+    made.session.write(made.session.collect / "collected.json", handoff.CollectedFile(units=units))
 
 
 def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> None:
@@ -134,13 +135,12 @@ def test_all_units_end_as_the_host_says(tmp_path: Path, connect: Connect) -> Non
     ends = [status(unit) for unit in units[:3]] + [status(units[3], UnitState.FAILED, cause="out of memory")]
     connection = FakeConnection([answer(*queued), answer(*half), answer(*ends)])
     connect({"h01": connection})
-    plays, watch = FakePlays(), RecordingWatch()
-    found = go(made, plays, watch)
+    watch = RecordingWatch()
+    found = go(made, watch)
     assert [record.state for record in found.values()] == [UnitState.DONE] * 3 + [UnitState.FAILED]
     assert found[units[3]].cause == "out of memory"
     assert handoff.records(made.session) == found
-    assert plays.requests[0].playbook == "run"
-    queue = json.loads((made.session.run / "queues" / "h01.json").read_text(encoding="utf-8"))
+    (queue,) = connection.started
     assert queue["session"] == made.session.token
     assert [spec["unit"] for spec in queue["specs"]] == units
     assert connection.closed == 1
@@ -155,28 +155,33 @@ def test_ended_units_are_handed_to_the_bringer_of_the_plan_just_written(tmp_path
     connect({"h01": connection})
     brought: list[tuple[object, str, str, UnitState]] = []
 
-    def bringer() -> launch.Bring:
+    def bringer(planned: Mapping[str, RunSpec]) -> launch.Bring:
+        assert list(planned) == [UNIT]
         assert [spec.unit for spec in handoff.plan(made.session).units] == [UNIT]
         return lambda at, work_dir, record: brought.append((at, work_dir, record.unit, record.state))
 
-    run.run(made.session, made.campaign, FakePlays(), RecordingWatch(), quick=False, bringer=bringer)
+    run.run(made.session, made.campaign, RecordingWatch(), quick=False, bringer=bringer)
     assert brought == [(connection, "/home/me/.mlperf-fleet", UNIT, UnitState.DONE)]
 
 
 def test_every_unit_has_a_record_before_anything_is_started(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path, ONE_UNIT)
     seen: list[UnitState] = []
-    plays = FakePlays(during=lambda _: seen.extend(item.state for item in handoff.records(made.session).values()))
-    connect({"h01": FakeConnection([answer(status(UNIT))])})
-    go(made, plays)
+
+    class Host(FakeConnection):
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            if not self.started:
+                seen.extend(item.state for item in handoff.records(made.session).values())
+            return super().run(command, **more)
+
+    connect({"h01": Host([answer(status(UNIT))])})
+    go(made)
     assert seen == [UnitState.PENDING]
 
 
 def test_units_of_a_host_that_is_not_ready_end_with_its_cause(tmp_path: Path) -> None:
     made = scene(tmp_path, TWO, states={"h01": HostState.UNREACHABLE, "h02": HostState.CHANGED_KEY})
-    plays = FakePlays()
-    found = go(made, plays)
-    assert plays.requests == []
+    found = go(made)
     by_host = {(record.host, record.state, record.cause) for record in found.values()}
     assert by_host == {
         ("h01", UnitState.UNREACHABLE, "h01 is away"),
@@ -187,42 +192,40 @@ def test_units_of_a_host_that_is_not_ready_end_with_its_cause(tmp_path: Path) ->
 
 def test_a_benchmark_the_host_cannot_run_is_not_started(tmp_path: Path) -> None:
     made = scene(tmp_path, ONE_UNIT, cannot={"tiny-bert": "0.5 GiB memory, 1.5 GiB needed"})
-    found = go(made, FakePlays())
+    found = go(made)
     assert (found[UNIT].state, found[UNIT].cause) == (UnitState.NOT_READY, "0.5 GiB memory, 1.5 GiB needed")
 
 
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [(HostState.FAILED, UnitState.FAILED), (HostState.UNREACHABLE, UnitState.UNREACHABLE)],
-)
-def test_a_play_that_fails_ends_the_hosts_units(tmp_path: Path, state: HostState, expected: UnitState) -> None:
+def test_a_host_that_refuses_its_units_ends_them_with_its_words(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path, ONE_UNIT)
-    plays = FakePlays({"h01": HostOutcome(host="h01", state=state, cause="no room")})
-    found = go(made, plays)
-    assert (found[UNIT].state, found[UNIT].cause) == (expected, "no room")
+    connect({"h01": FakeConnection([answer()], refuses=["no room"])})
+    found = go(made)
+    assert (found[UNIT].state, found[UNIT].cause) == (UnitState.FAILED, "no room")
 
 
 def test_done_units_are_not_run_again_until_their_spec_changes(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path, ONE_UNIT)
-    connect({"h01": FakeConnection([answer(status(UNIT))])})
-    plays = FakePlays()
-    go(made, plays)
-    assert go(made, plays)[UNIT].state is UnitState.DONE
-    assert len(plays.requests) == 1
-    go(made, plays, quick=True)
-    assert len(plays.requests) == 2
+    host = FakeConnection([answer(status(UNIT))])
+    connect({"h01": host})
+    go(made)
+    bring_home(made)
+    assert go(made)[UNIT].state is UnitState.DONE
+    assert len(host.started) == 1
+    go(made, quick=True)
+    assert len(host.started) == 2
     assert handoff.plan(made.session).quick
 
 
 def test_done_units_are_kept_when_only_fleets_folder_lies_elsewhere(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path, ONE_UNIT)
-    connect({"h01": FakeConnection([answer(status(UNIT))])})
-    plays = FakePlays()
-    go(made, plays)
+    host = FakeConnection([answer(status(UNIT))])
+    connect({"h01": host})
+    go(made)
+    bring_home(made)
     moved = [replace(item, work_dir="/scratch/fleet") for item in handoff.readiness(made.session)]
     made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(moved)))
-    assert go(made, plays)[UNIT].state is UnitState.DONE
-    assert len(plays.requests) == 1
+    assert go(made)[UNIT].state is UnitState.DONE
+    assert len(host.started) == 1
     assert handoff.plan(made.session).units[0].work_dir == "/scratch/fleet"
 
 
@@ -238,9 +241,9 @@ def test_a_controller_that_dies_before_its_plan_is_written_leaves_no_old_unit_fo
     tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = scene(tmp_path, ONE_UNIT)
-    connect({"h01": FakeConnection([answer(status(UNIT))])})
-    plays = FakePlays()
-    go(made, plays)
+    host = FakeConnection([answer(status(UNIT))])
+    connect({"h01": host})
+    go(made)
     whole = handoff.plan(made.session)
     seen: list[UnitState] = []
     write = type(made.session).write
@@ -254,35 +257,34 @@ def test_a_controller_that_dies_before_its_plan_is_written_leaves_no_old_unit_fo
     with monkeypatch.context() as patch:
         patch.setattr(type(made.session), "write", dies)
         with pytest.raises(KeyboardInterrupt):
-            go(made, plays, quick=True)
+            go(made, quick=True)
     assert seen == [UnitState.PENDING]
     assert handoff.plan(made.session) == whole
     # Neither the old plan nor the new one takes the unit for done.
     assert handoff.records(made.session)[UNIT].state is UnitState.PENDING
-    assert go(made, plays, quick=True)[UNIT].state is UnitState.DONE
-    assert len(plays.requests) == 2
+    assert go(made, quick=True)[UNIT].state is UnitState.DONE
+    assert len(host.started) == 2
 
 
 def test_failed_units_are_run_again(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path, ONE_UNIT)
-    connect({"h01": FakeConnection([answer(status(UNIT, UnitState.FAILED, cause="x"))])})
-    plays = FakePlays()
-    go(made, plays)
-    connect({"h01": FakeConnection([answer(status(UNIT))])})
-    assert go(made, plays)[UNIT].state is UnitState.DONE
-    assert len(plays.requests) == 2
+    host = FakeConnection([answer(status(UNIT, UnitState.FAILED, cause="x"))])
+    connect({"h01": host})
+    go(made)
+    host.answers = [answer(status(UNIT))]
+    assert go(made)[UNIT].state is UnitState.DONE
+    assert len(host.started) == 2
 
 
-def test_a_host_that_was_never_provisioned_gets_a_state(tmp_path: Path) -> None:
+def test_a_host_that_was_never_provisioned_gets_a_state(tmp_path: Path, connect: Connect) -> None:
     made = scene(tmp_path, ONE_UNIT)
     added = Host(name="h02", kind=HostKind.SERVER, connection="ssh", address="h02", entry=1)
     campaign_hosts = TWO.replace("name: tiny-bert", "name: tiny-bert, scenarios: [Offline], modes: [performance]")
     wider = scene(tmp_path / "2", campaign_hosts)
     made.session.write(made.session.inventory / "hosts.json", [*files.hosts(made.session), added])
-    plays = FakePlays({"h01": HostOutcome(host="h01", state=HostState.FAILED, cause="no room")})
-    record = go(replace(made, campaign=wider.campaign), plays)[UNIT.replace("h01", "h02")]
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    record = go(replace(made, campaign=wider.campaign))[UNIT.replace("h01", "h02")]
     assert (record.state, record.cause) == (UnitState.NOT_READY, "never provisioned: fleet provision")
-    assert [request.hosts for request in plays.requests] == [["h01"]]
 
 
 def test_a_host_has_the_settings_of_its_own_entry(tmp_path: Path) -> None:
@@ -298,3 +300,91 @@ def test_specs_name_the_scenario_in_user_conf(tmp_path: Path) -> None:
     (spec, _) = plan(scene(tmp_path, text)).units
     assert spec.scenario is Scenario.SERVER
     assert spec.user_conf == "*.Server.target_qps = 3.0\n"
+
+
+def test_a_host_that_is_away_keeps_its_plan_and_what_it_measured(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT, lock={"driver": "550.1"})
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    go(made)
+    bring_home(made)
+    before = handoff.plan(made.session)
+    away = [
+        replace(item, state=HostState.UNREACHABLE, lock={}, work_dir="") for item in handoff.readiness(made.session)
+    ]
+    made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(away)))
+    watch = RecordingWatch()
+    assert go(made, watch)[UNIT].state is UnitState.DONE
+    assert handoff.plan(made.session) == before
+    assert watch.notes == []
+
+
+def test_a_changed_driver_is_measured_again_and_said(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT, lock={"driver": "550.1"})
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    go(made)
+    bring_home(made)
+    newer = [replace(item, lock={"driver": "560.2"}) for item in handoff.readiness(made.session)]
+    made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(newer)))
+    watch = RecordingWatch()
+    go(made, watch)
+    assert watch.notes == [f"again: {UNIT}: driver 550.1 → 560.2"]
+    (spec,) = handoff.plan(made.session).units
+    assert (spec.lock, spec.attempt) == ({"driver": "560.2"}, 2)
+
+
+def test_units_that_are_left_out_say_so_and_others_run(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT.replace("kind: server}]", "kind: server}, {name: h02, kind: server}]"))
+    connect({"h01": FakeConnection([answer(status(UNIT))])})
+    found = run.run(
+        made.session,
+        made.campaign,
+        RecordingWatch(),
+        quick=False,
+        bringer=lambda _: lambda *_: None,
+        subset=Subset(exclude=("h02",)),
+    )
+    assert [(item.state, item.cause) for item in found] == [
+        (UnitState.DONE, ""),
+        (UnitState.LEFT_OUT, "--exclude h02"),
+    ]
+    connect({"h02": FakeConnection([answer(status(UNIT.replace("h01", "h02")))])})
+    bring_home(made)
+    assert {item.state for item in go(made).values()} == {UnitState.DONE}
+
+
+def test_hosts_that_come_one_by_one_are_planned_as_they_come(tmp_path: Path, connect: Connect) -> None:
+    made = scene(tmp_path, ONE_UNIT.replace("kind: server}]", "kind: server}, {name: h02, kind: server}]"))
+    h02 = UNIT.replace("h01", "h02")
+    connect({"h01": FakeConnection([answer(status(UNIT))]), "h02": FakeConnection([answer(status(h02))])})
+    one, two = handoff.readiness(made.session)
+    ready: run.Ready = queue.SimpleQueue()
+    planned: dict[str, RunSpec] = {}
+
+    def bringer(live: Mapping[str, RunSpec]) -> launch.Bring:
+        return lambda _, __, record: planned.update({record.unit: live[record.unit]})
+
+    for item in (replace(two, lock={"driver": "2"}), replace(one, lock={"driver": "1"}), None):
+        ready.put(item)
+    found = run.run(made.session, made.campaign, RecordingWatch(), quick=False, bringer=bringer, ready=ready)
+    assert [(item.unit, item.state) for item in found] == [(UNIT, UnitState.DONE), (h02, UnitState.DONE)]
+    assert [spec.lock for spec in handoff.plan(made.session).units] == [{"driver": "1"}, {"driver": "2"}]
+    assert {unit: spec.lock for unit, spec in planned.items()} == {UNIT: {"driver": "1"}, h02: {"driver": "2"}}
+
+
+def test_a_disk_that_is_full_while_hosts_are_handed_over_ends_the_run_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scene(tmp_path, ONE_UNIT)
+    write = type(made.session).write
+    plans: list[Path] = []
+
+    def full(session: Any, path: Path, value: Any) -> None:
+        if path.name == "plan.json":
+            plans.append(path)
+            if len(plans) > 1:
+                raise OSError(28, "No space left on device", str(path))
+        write(session, path, value)
+
+    monkeypatch.setattr(type(made.session), "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        go(made)

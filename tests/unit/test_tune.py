@@ -2,20 +2,18 @@
 
 import json
 import shlex
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fleet import handoff, planning, poll, tune
+from fleet import handoff, planning, tune
 from fleet.harness.contract import SystemFacts
 from fleet.inventory import reach
 from fleet.inventory.hosts import Host
-from fleet.plays import PlayRequest
 from fleet.terms import HostState, Mode, Scenario
-from tests.unit.fakes import FakePlays, RecordingWatch, Scene, answer, scene, status
+from tests.unit.fakes import RecordingWatch, Scene, answer, scene, status
 
 HOSTS = "[{name: 'h[01-03]', kind: server}]"
 TEXT = (
@@ -25,10 +23,7 @@ TEXT = (
 )
 
 
-@pytest.fixture(autouse=True)
-def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: time.sleep(seconds / 100))
-    monkeypatch.setattr(poll, "time", clock)
+pytestmark = pytest.mark.usefixtures("quick_polls")
 
 
 @dataclass
@@ -38,9 +33,13 @@ class Tuned:
     units: list[str]
     tuning: str
     asked: list[str] = field(default_factory=list)
+    given: list[dict[str, Any]] = field(default_factory=list)
 
-    def run(self, command: str, *, timeout: float) -> reach.Answer:
+    def run(self, command: str, *, timeout: float, stdin: bytes = b"") -> reach.Answer:
         assert timeout > 0
+        if stdin:
+            self.given += json.loads(stdin)["specs"]
+            return reach.Answer(rc=0, out="{}", err="")
         self.asked.append(command)
         out = self.tuning if command.startswith("cat ") else answer(*[status(unit) for unit in self.units])
         return reach.Answer(rc=0, out=out, err="")
@@ -73,26 +72,17 @@ def facts(made: Scene, host: str, cpu: str) -> None:
     made.session.write(made.session.provision / "facts" / f"{host}.json", value)
 
 
-def specs(request: PlayRequest) -> dict[str, dict[str, object]]:
-    folder = Path(request.variables["benchmark_run_queues"])
-    return {
-        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["specs"][0] for name in request.hosts
-    }
-
-
 def test_one_host_of_a_kind_goes_first_and_the_others_begin_where_it_ended(
     tmp_path: Path, hosts: dict[str, Tuned]
 ) -> None:
     made = scene(tmp_path, TEXT)
     for host, cpu in {"h01": "A", "h02": "A", "h03": "B"}.items():
         facts(made, host, cpu)
-    waves: list[dict[str, dict[str, object]]] = []
-    plays = FakePlays(during=lambda request: waves.append(specs(request)))
-    found = tune.tune(made.session, made.campaign, plays, RecordingWatch())
-    assert [sorted(wave) for wave in waves] == [["h01", "h03"], ["h02"]]
-    assert waves[0]["h01"]["start"] == {}
-    assert waves[1]["h02"]["start"] == {"target_qps": 100.0}
-    assert all(spec["tune_only"] for wave in waves for spec in wave.values())
+    found = tune.tune(made.session, made.campaign, RecordingWatch())
+    starts = {name: [spec["start"] for spec in host.given] for name, host in hosts.items()}
+    # h02 is of the same kind as h01, and begins where that one ended.
+    assert starts == {"h01": [{}], "h02": [{"target_qps": 100.0}], "h03": [{}]}
+    assert all(spec["tune_only"] for host in hosts.values() for spec in host.given)
     assert {item.host: item.values for item in found} == {
         f"h0{n}": {"tiny-bert": {Scenario.OFFLINE: {"target_qps": 100.0 * n}}} for n in (1, 2, 3)
     }
@@ -107,7 +97,7 @@ def test_a_run_takes_what_tuning_found_and_the_campaigns_own_value_wins(
 ) -> None:
     made = scene(tmp_path, TEXT)
     assert len(hosts) == 3
-    tune.tune(made.session, made.campaign, FakePlays(), RecordingWatch())
+    tune.tune(made.session, made.campaign, RecordingWatch())
     units = {spec.unit: spec for spec in planning.plan(made.session, made.campaign, quick=False).units}
     assert units[f"h02.tiny-bert.Offline.{Mode.PERFORMANCE}"].user_conf == "*.Offline.target_qps = 200.0\n"
     single = units[f"h02.tiny-bert.SingleStream.{Mode.PERFORMANCE}"]
@@ -117,7 +107,7 @@ def test_a_run_takes_what_tuning_found_and_the_campaigns_own_value_wins(
 def test_a_host_that_says_nothing_has_a_cause_and_holds_nobody_up(tmp_path: Path, hosts: dict[str, Tuned]) -> None:
     made = scene(tmp_path, TEXT, states={"h03": HostState.UNREACHABLE})
     hosts["h01"].tuning = "{}"
-    found = {item.host: item for item in tune.tune(made.session, made.campaign, FakePlays(), RecordingWatch())}
+    found = {item.host: item for item in tune.tune(made.session, made.campaign, RecordingWatch())}
     assert found["h01"].causes == {"h01.tiny-bert.Offline.tuning": "its tuning.json cannot be read"}
     assert found["h02"].values
     assert found["h03"].causes == {"h03.tiny-bert.Offline.tuning": "h03 is away"}

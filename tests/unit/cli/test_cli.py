@@ -8,18 +8,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 from click.testing import CliRunner
 
+from fleet import handoff
 from fleet import session as sessions
 from fleet.cli.main import VERBS, cli, main
-from fleet.handoff import Plan, UnitRecord
-from fleet.terms import UnitState
-from tests.unit.fakes import MINIMAL, scene
+from fleet.handoff import Attempt, HostRecord, Plan, UnitRecord
+from fleet.terms import HostState, Reason, UnitState
+from tests.unit.fakes import MINIMAL, scene, status
 from tests.unit.results.session_files import Unit, spec
 
 TOP = Path(__file__).parents[3]
@@ -206,16 +207,82 @@ def test_status_says_where_units_stand(fleet: Fleet, tmp_path: Path, state: Unit
     assert "[red]?[31mwhy" in done.stdout
     as_json = fleet("status", "--json")
     assert as_json.returncode == code
-    assert [row["state"] for row in json.loads(as_json.stdout)] == [str(state)]
+    assert [row["state"] for row in json.loads(as_json.stdout)["units"]] == [str(state)]
     assert as_json.stderr == ""
 
 
-def test_status_before_run_names_what_is_missing(fleet: Fleet, tmp_path: Path) -> None:
-    scene(tmp_path)
+def test_status_works_before_anything_is_planned(fleet: Fleet, tmp_path: Path) -> None:
+    sessions.create(tmp_path / "sessions", MINIMAL, name="s0")
+    assert json.loads(fleet("status", "--json").stdout) == {"hosts": [], "owner": None, "session": "s0", "units": []}
+    scene(tmp_path, states={"h01": HostState.UNREACHABLE})
     done = fleet("status")
+    assert done.returncode == 3
+    assert "nothing planned yet" in done.stdout
+    assert re.search(r"h01 +│ unreachable │ +│ h01 is away", done.stdout)
+
+
+def test_status_says_who_works_on_it_and_whether_he_lives(fleet: Fleet, tmp_path: Path) -> None:
+    planned(tmp_path, UnitState.RUNNING)
+    session = sessions.latest(tmp_path / "sessions")
+    assert session is not None
+    assert "no controller works on it" in fleet("status").stdout
+    with session.locked("fleet bench"):
+        session.enter("collect")
+        assert f"controller: pid {os.getpid()} on " in fleet("status").stdout
+        owner = json.loads(fleet("status", "--json").stdout)["owner"]
+        kept = (session.root / "controller.json").read_bytes()
+    assert (owner["pid"], owner["command"], owner["stage"], owner["alive"]) == (
+        os.getpid(), "fleet bench", "collect", True,
+    )  # fmt: skip
+    # As a controller leaves it that was killed.
+    (session.root / "controller.json").write_bytes(kept)
+    assert "its controller is gone, it was pid" in fleet("status").stdout
+    assert json.loads(fleet("status", "--json").stdout)["owner"]["alive"] is False
+
+
+def test_status_says_what_a_host_said_last_and_how_often_a_unit_was_started(fleet: Fleet, tmp_path: Path) -> None:
+    planned(tmp_path, UnitState.RUNNING)
+    session = sessions.latest(tmp_path / "sessions")
+    assert session is not None
+    lost = HostRecord(
+        host="h01", state=HostState.UNREACHABLE, cause="no answer for 25 s", since=1.0, last_answer_at=2.0
+    )
+    session.write(session.run / "hosts" / "h01.json", lost)
+    (record,) = handoff.records(session).values()
+    before = Attempt(state=UnitState.FAILED, reason=Reason.OTHER, cause="x", ended_at=1.0)
+    running = replace(record, attempts=(before,), status=status(record.unit, UnitState.RUNNING, expected_s=120.0))
+    session.write(session.run / "units" / f"{record.unit}.json", running)
+    shown = fleet("status").stdout
+    assert re.search(r"h01 +│ unreachable │ \d+ s ago +│ no answer for 25 s", shown)
+    assert re.search(r"running │ 2 +│ 1 min of about 2 min", shown)
+
+
+@pytest.mark.parametrize("verb", ["attach", "run", "collect", "bench"])
+def test_a_second_controller_is_refused_by_every_verb_that_reaches_hosts(
+    fleet: Fleet, tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "fleet.yml").write_text(MINIMAL, encoding="utf-8")
+    planned(tmp_path, UnitState.RUNNING)
+    session = sessions.latest(tmp_path / "sessions")
+    assert session is not None
+    with session.locked("fleet bench --quick"):
+        done = fleet(verb, "--session", "s1")
     assert done.returncode == 1
-    assert "run/plan.json: missing in session s1" in done.stderr
-    assert "next:  " in done.stderr
+    assert re.search(rf"in use by pid {os.getpid()} on \S+ since \d+ s \(fleet bench --quick\)", done.stderr)
+
+
+def test_attach_needs_something_that_was_started(fleet: Fleet, tmp_path: Path) -> None:
+    scene(tmp_path)
+    done = fleet("attach")
+    assert done == Done(1, "", "fleet: nothing was started in session s1\nnext:  fleet bench --session s1\n")
+
+
+@pytest.mark.parametrize("verb", ["bench", "check", "provision", "inventory"])
+def test_a_pattern_that_fits_no_host_starts_nothing(fleet: Fleet, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "fleet.yml").write_text(MINIMAL, encoding="utf-8")
+    done = fleet(verb, "--limit", "h99")
+    assert done.returncode == 2
+    assert "fleet: --limit h99: no such host\nnext:  the hosts are h01\n" in done.stderr
 
 
 def test_sessions_lists_broken_ones_too(fleet: Fleet, tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""What becomes of a unit when a session goes on: kept, waited for, fetched, or run again with the reason."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fleet import handoff, resume
+from fleet.handoff import Attempt, Collected, Readiness, UnitRecord
+from fleet.harness.contract import Reason, RunSpec, UnitState
+from fleet.terms import HostState
+from tests.unit.collecting import UNIT, spec_of
+from tests.unit.fakes import status
+
+HOME = Collected(folder="collect/h01/x", complete=True)
+LOCK = {"fleet": "0123456789abcdef", "wheel:torch": "2.13.0", "driver": "550.1"}
+
+
+def spec(**changes: Any) -> RunSpec:
+    return replace(spec_of(UNIT), lock=LOCK, **changes)
+
+
+def record(state: UnitState = UnitState.DONE, **more: Any) -> UnitRecord:
+    return UnitRecord(unit=UNIT, host="h01", state=state, **{"status": status(UNIT, state), **more})
+
+
+def locked(**changes: str) -> RunSpec:
+    return replace(spec(), lock={**LOCK, **changes})
+
+
+def test_what_is_done_and_verified_under_the_same_lock_is_kept_as_it_is() -> None:
+    moved = spec(work_dir="/elsewhere", start={"target_qps": 3.0}, labels=("new",), attempt=1)
+    found = resume.decide(spec(), moved, record(), HOME)
+    assert found.keep
+    assert (found.spec.work_dir, found.spec.start, found.spec.labels) == ("/elsewhere", {}, spec().labels)
+    assert found.record == record()
+    assert resume.lines([found]) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "why"),
+    [
+        (locked(driver="560.2"), "driver 550.1 → 560.2"),
+        (locked(**{"wheel:torch": "2.14.0"}), "torch 2.13.0 → 2.14.0"),
+        (locked(fleet="fedcba9876543210"), "fleet 0123456789ab → fedcba987654"),
+        (locked(cuda="13.0"), "cuda none → 13.0"),
+        (spec(quick=not spec().quick), f"quick {spec().quick} → {not spec().quick}"),
+        (spec(user_conf="*.Offline.target_qps = 1\n" * 9), "user_conf changed"),
+    ],
+)
+def test_a_changed_lock_or_campaign_is_said_and_measured_again(new: RunSpec, why: str) -> None:
+    assert handoff.why_again(spec(), new, record(), HOME) == why
+    found = resume.decide(spec(), new, record(), HOME)
+    assert not found.keep
+    assert resume.lines([found]) == [f"again: {UNIT}: {why}"]
+    assert found.spec == replace(new, attempt=2)
+    (before,) = found.record.attempts
+    assert (before.state, before.reason, before.cause) == (UnitState.DONE, Reason.LOCK_CHANGED, why)
+    assert found.record.state is UnitState.PENDING
+
+
+def test_weights_count_from_when_they_are_known() -> None:
+    before, after = locked(weights="a" * 64), locked(weights="b" * 64)
+    assert handoff.same_run(spec(), after)
+    # The lock of what is home stays the plan's.
+    assert resume.decide(spec(), after, record(), HOME).spec.lock == LOCK
+    assert handoff.difference(before, after) == f"weights {'a' * 12} → {'b' * 12}"
+
+
+@pytest.mark.parametrize(
+    "state", [UnitState.PENDING, UnitState.QUEUED, UnitState.RUNNING, UnitState.UNREACHABLE, UnitState.LEFT_OUT]
+)
+def test_a_unit_that_may_be_on_its_host_is_asked_for_by_the_very_same_spec(state: UnitState) -> None:
+    old = spec(attempt=3, start={"target_qps": 1.0})
+    attempts = tuple(
+        Attempt(state=UnitState.INTERRUPTED, reason=Reason.INTERRUPTED, cause="x", ended_at=1.0) for _ in range(2)
+    )
+    found = resume.decide(old, spec(), record(state, attempts=attempts), None)
+    assert (found.spec, found.keep, found.again) == (old, False, "")
+    assert found.record.attempts == attempts
+
+
+def test_done_and_not_home_is_fetched_first() -> None:
+    for home in (None, replace(HOME, complete=False, cause="the transfer broke off")):
+        found = resume.decide(spec(), spec(), record(), home)
+        assert (found.spec, found.keep, found.again) == (spec(), False, "")
+    said = handoff.why_again(spec(), spec(), record(), replace(HOME, complete=False, cause="the transfer broke off"))
+    assert said == "its files are not home: the transfer broke off"
+
+
+def test_done_and_corrupt_runs_again() -> None:
+    home = replace(HOME, complete=False, cause="its sha256 is not the manifest's", reason=Reason.CORRUPT_FILES)
+    found = resume.decide(spec(), spec(), record(), home)
+    assert found.spec.attempt == 2
+    assert found.again == "its files are not home: its sha256 is not the manifest's"
+
+
+def test_an_end_without_a_number_runs_again_and_is_remembered() -> None:
+    ended = record(UnitState.FAILED, cause="killed by SIGKILL", reason=Reason.OUT_OF_MEMORY)
+    found = resume.decide(spec(), spec(), ended, None)
+    assert resume.lines([found]) == [f"again: {UNIT}: failed: killed by SIGKILL"]
+    assert found.spec.attempt == 2
+    assert [(item.state, item.reason) for item in found.record.attempts] == [(UnitState.FAILED, Reason.OUT_OF_MEMORY)]
+    never = resume.decide(spec(), spec(), replace(ended, status=None), None)
+    assert (never.spec.attempt, never.record.attempts, never.again) == (1, (), "")
+
+
+def test_units_with_one_cause_are_one_line() -> None:
+    failed = record(UnitState.FAILED, cause="no room")
+    found = [resume.decide(spec(), replace(spec(), unit=f"h01.{number}"), failed, None) for number in range(5)]
+    assert resume.lines(found) == ["again: h01.0, h01.1, h01.2 and 2 more: failed: no room"]
+
+
+@pytest.mark.parametrize(
+    ("state", "unit", "reason"),
+    [
+        (HostState.UNREACHABLE, UnitState.UNREACHABLE, Reason.UNREACHABLE),
+        (HostState.CHANGED_KEY, UnitState.NOT_READY, Reason.HOST_KEY),
+        (HostState.FAILED, UnitState.NOT_READY, Reason.OTHER),
+        (HostState.LEFT_OUT, UnitState.NOT_READY, Reason.OTHER),
+    ],
+)
+def test_a_host_that_cannot_be_used_costs_no_unit_that_ended(state: HostState, unit: UnitState, reason: Reason) -> None:
+    ready = Readiness(host="h01", state=state, cause="why")
+    for ended in (record(), record(UnitState.FAILED, cause="x")):
+        assert resume.not_started(ended, ready) == ended
+    found = resume.not_started(record(UnitState.RUNNING), ready)
+    assert (found.state, found.reason, found.status) == (unit, reason, record(UnitState.RUNNING).status)
+    assert "why" in found.cause
+
+
+def test_what_is_left_out_says_so_unless_it_had_ended() -> None:
+    assert resume.left_out(record(), "--limit h02") == record()
+    assert resume.left_out(record(UnitState.UNREACHABLE), "--limit h02").state is UnitState.UNREACHABLE
+    found = resume.left_out(record(UnitState.RUNNING), "--limit h02")
+    assert (found.state, found.cause) == (UnitState.LEFT_OUT, "--limit h02; last seen running")
+    assert resume.left_out(record(UnitState.PENDING), "--limit h02").cause == "--limit h02"
