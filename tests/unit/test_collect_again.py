@@ -120,6 +120,21 @@ def test_the_verb_send_makes_the_archive_as_it_goes(tmp_path: Path, host: Packin
     assert not [command for command in host.commands if command.startswith("rm")]
 
 
+@pytest.mark.parametrize(
+    ("state", "lies", "told"),
+    [(UnitState.DONE, False, True), (UnitState.DONE, True, False), (UnitState.FAILED, False, True)],
+)
+def test_a_host_is_told_what_it_may_delete_some_day(
+    tmp_path: Path, host: PackingConnection, state: UnitState, lies: bool, told: bool
+) -> None:
+    session = planned(tmp_path, UNIT, state=state)
+    unit_folder(tmp_path / "host" / UNIT)
+    (tmp_path / "host" / UNIT / "sub" / "empty").write_bytes(b"!" if lies else b"")
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    collect.collect(session, RecordingWatch())
+    assert host.homed == ([UNIT] if told else [])
+
+
 def earlier(session: Session) -> list[str]:
     return sorted(path.name for path in (session.collect / ".earlier").glob("*"))
 
