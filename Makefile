@@ -45,8 +45,14 @@ test-gpu: $(VENV)/.dev  ## Test what needs an NVIDIA GPU, on a machine that has 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/backend-tensorrt.txt
 	$(BIN)/python -m pytest tests/gpu
 
+.PHONY: test-faults
+test-faults: $(VENV)/.dev system-packages  ## Break things in the middle of outings; makes the table of docs/reliability.md
+	rm -f build/reliability.json
+	$(BIN)/python -m pytest -m 'lab' tests/lab/test_knobs.py tests/lab/faults
+	$(BIN)/python -m tests.lab.faults.rows
+
 .PHONY: test-scale
-test-scale: $(VENV)/.dev system-packages  ## The tests that need 48 lab hosts, some minutes
+test-scale: $(VENV)/.dev system-packages  ## Everything with 48 lab hosts
 	$(BIN)/python -m pytest -m scale
 
 .PHONY: system-packages

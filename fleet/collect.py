@@ -97,6 +97,8 @@ class Collector:
         try:
             archive = self._fetch(connection, work_dir, unit)
             home = self._unpack(archive, record)
+            if home.complete or (home.folder and record.state is not UnitState.DONE):
+                self._tell_host(connection, work_dir, unit)
         except reach.Unreachable as error:
             cause = f"while its files were fetched: {error.cause}"
             home = Collected(folder="", complete=False, cause=cause, reason=Reason.UNREACHABLE)
@@ -118,6 +120,13 @@ class Collector:
         """Keep why a unit's files are not here, unless they are."""
         if not self.is_home(unit):
             self.note(unit, Collected(folder="", complete=False, cause=cause, reason=reason))
+
+    def _tell_host(self, connection: reach.Connection, work_dir: str, unit: str) -> None:
+        """That the unit's files are here, so that the host may delete them some day; it need not have heard."""
+        python, harness = f"{work_dir}/venv/bin/python", f"{work_dir}/harness/current"
+        with suppress(reach.Unreachable):
+            command = ["nice", "-n", "19", python, harness, "home", work_dir, self.session.token, unit]
+            connection.run(shlex.join(command), timeout=ASK_S)
 
     def _fetch(self, connection: reach.Connection, work_dir: str, unit: str) -> Path:
         """The unit's archive, whole; a transfer that broke off goes on where it stopped.

@@ -5,8 +5,12 @@ unreachable host and a batch that never ran look alike in ansible-runner's statu
 """
 
 import os
+import re
 import shlex
+import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +62,12 @@ class HostOutcome:
     """Task name to its result."""
 
 
+GRACE_S = 5.0
+"""Seconds that ansible-playbook gets to end its workers before it is killed."""
+SSH_SAID = re.compile(r"ssh: .|kex_exchange|Connection (closed|reset|refused|timed out)|.*: Permission denied")
+"""What ssh itself says, among the lines of banners."""
+
+
 class Plays(Protocol):
     """What the stages need; the tests' fake implements it too."""
 
@@ -79,7 +89,7 @@ class AnsiblePlays:
         outcomes = {name: HostOutcome(host=name, state=HostState.FAILED, cause="") for name in request.hosts}
         if not outcomes:
             return outcomes
-        import ansible_runner
+        from ansible_runner import interface
 
         spoken: list[str] = []
         ended: set[str] = set()
@@ -89,7 +99,15 @@ class AnsiblePlays:
             return True
 
         request.folder.mkdir(parents=True, exist_ok=True)
-        runner = ansible_runner.run(
+        pid_file = request.folder / "ansible-playbook.pid"
+        pid_file.unlink(missing_ok=True)
+
+        def cancelled() -> bool:
+            if told := self._cancelled():
+                _end(pid_file)
+            return told
+
+        runner = interface.init_runner(
             private_data_dir=str(request.folder.resolve()),
             playbook=str(content.playbook(request.playbook)),
             inventory=str(request.inventory.resolve()),
@@ -97,26 +115,70 @@ class AnsiblePlays:
             extravars=request.variables,
             envvars=environment(request.ssh_arguments, len(outcomes)),
             event_handler=handle,
-            cancel_callback=self._cancelled,
+            cancel_callback=cancelled,
             quiet=True,
             suppress_env_files=True,
             settings={"pexpect_timeout": 2, "idle_timeout": 0},
         )
+        runner.config.command = _on_leash(runner.config.command, pid_file)
+        try:
+            runner.run()
+        except BaseException:
+            # Ctrl-C among them: what is left to garbage collection goes on changing hosts.
+            _end(pid_file)
+            raise
         if self._cancelled() or runner.status == "canceled":
             raise KeyboardInterrupt
         _settle(outcomes, ended, spoken, request, runner.rc)
         return outcomes
 
 
+KEEPALIVE = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+"""As in playbooks/ansible.cfg, which plays without fleet go by."""
+
+
+def _on_leash(command: Sequence[str], pid_file: Path) -> list[str]:
+    """`command`, its pid in `pid_file`, ended with this process however that ends.
+
+    SIGTERM, since Ansible passes that on to its workers, which are in sessions of their own.
+    """
+    leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    return ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(pid_file.resolve()), *leash, *command]
+
+
+def _end(pid_file: Path) -> None:
+    """End the ansible-playbook of a play that is given up, and its workers with it."""
+    try:
+        pid = int(pid_file.read_text(encoding="ascii"))
+        os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + GRACE_S
+        while _lives(pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        if _lives(pid):
+            os.killpg(pid, signal.SIGKILL)
+    except (OSError, ValueError):
+        # It was never started, or has ended by itself.
+        return
+
+
+def _lives(pid: int) -> bool:
+    """Whether a child of this process still runs; ended ones stay listed until ansible-runner has asked for them."""
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] != "Z"
+        )
+    except (OSError, IndexError):
+        return False
+
+
 def environment(ssh_arguments: Sequence[str], hosts: int) -> dict[str, str]:
     """What of Ansible's settings depends on the moment; the rest is in playbooks/ansible.cfg."""
     cores = len(os.sched_getaffinity(0))
-    keepalive = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     return {
         "ANSIBLE_CONFIG": str(content.root() / "playbooks" / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(content.root() / "roles"),
         "ANSIBLE_FORKS": str(max(4, min(hosts, 4 * cores))),
-        "ANSIBLE_SSH_ARGS": f"{keepalive} {shlex.join(ssh_arguments)}",
+        "ANSIBLE_SSH_ARGS": f"{KEEPALIVE} {shlex.join(ssh_arguments)}",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 
@@ -151,7 +213,10 @@ def _digest(
     if kind is None or outcome is None:
         return
     result = data.get("res") or {}
-    if kind == "ok":
+    if kind == "start":
+        # A host goes on after a failure only where the role came to its rescue.
+        outcome.cause = ""
+    elif kind == "ok":
         outcome.ok += 1
         outcome.results[data.get("task", "")] = result
         if result.get("changed"):
@@ -161,8 +226,20 @@ def _digest(
         outcome.state = HostState.NOT_READY if result.get("fleet_not_ready") else HostState.FAILED
         outcome.cause = outcome.cause or _cause(data, result)
     elif kind == "unreachable":
-        outcome.state, outcome.cause = HostState.UNREACHABLE, _text(result.get("msg")) or "no answer over ssh"
+        outcome.state, outcome.cause, outcome.hint = _unreachable(_text(result.get("msg")))
     on_event(PlayEvent(host=outcome.host, task=data.get("task", ""), kind=kind, result=result))
+
+
+def _unreachable(said: str) -> tuple[HostState, str, str]:
+    """State, cause and next command from what ssh said; banners, warnings in frames of @ and all."""
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
+        return HostState.CHANGED_KEY, "its host key changed", "fleet check names both keys, and the command if it may"
+    if "Host key verification failed" in said:
+        return HostState.UNKNOWN_KEY, "its host key is not in your known_hosts", "fleet check names it"
+    lines = [line.removeprefix("Failed to connect to the host via ssh: ").strip() for line in said.splitlines()]
+    spoken = [line for line in lines if re.search("[A-Za-z]", line)]
+    of_ssh = [line for line in spoken if SSH_SAID.match(line)]
+    return HostState.UNREACHABLE, ([*of_ssh[-1:], *spoken, "no answer over ssh"])[0][:500], ""
 
 
 def _settle(

@@ -28,7 +28,7 @@ USUAL_S, SETTLED_S, SETTLED_USUAL_S = 1.0, 60.0, 5.0
 HOSTS_A_SECOND = 10
 """Questions asked a second, at the most; each costs about 3 ms of CPU here."""
 ASK_S, START_S = 10.0, 60.0
-"""Seconds that a question, and the start of units, may take. Starting may have to end an older run of a unit first."""
+"""Seconds that a question may take, and starting or cancelling units, which may have to end one that runs first."""
 CONFIRM_S = 5.0
 """For so long a dead supervisor must look dead."""
 FETCHES = 3
@@ -179,7 +179,7 @@ class Poll:
                     item.connection = reach.connect(item.host)
                 connection = item.connection
                 if cancelling:
-                    connection.run(self._harness(item, "cancel", self.token, *cancelling), timeout=ASK_S)
+                    connection.run(self._harness(item, "cancel", self.token, *cancelling), timeout=START_S)
                 refused = self._start(connection, item, specs) if specs else ""
                 folder = f"{item.work_dir}/runs/{self.token}"
                 text = connection.run(answers.question(folder, asked, supervisor), timeout=ASK_S).out

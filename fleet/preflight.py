@@ -37,6 +37,11 @@ def device(entry: BenchmarkEntry) -> str:
     return "cpu" if entry.backend in BODILESS | ON_CPU or given == "cpu" else "any"
 
 
+def needs_weights(entry: BenchmarkEntry) -> bool:
+    """Whether the checkpoint must be on the host."""
+    return entry.backend not in BODILESS and entry.backend_options.get("weights") != "random"
+
+
 def minima(rule: BenchmarkRule, entry: BenchmarkEntry) -> dict[str, Any]:
     """What fleet_preflight compares: GiB of disk, of RAM, of the model with one sample, of the accelerator.
 
@@ -44,8 +49,9 @@ def minima(rule: BenchmarkRule, entry: BenchmarkEntry) -> dict[str, Any]:
     """
     precision = _precision(rule, entry)
     model = 0.0 if entry.backend in BODILESS else precision.model_gib + precision.sample_gib
+    spared = 0.0 if needs_weights(entry) else rule.needs.weights_gib
     return {
-        "disk_gib": rule.needs.disk_gib + MORE_DISK_GIB.get(entry.backend, 0.0),
+        "disk_gib": rule.needs.disk_gib - spared + MORE_DISK_GIB.get(entry.backend, 0.0),
         "memory_gib": rule.needs.memory_gib,
         "model_gib": model,
         "gpu_memory_gib": max(rule.needs.gpu_memory_gib, model),

@@ -28,6 +28,7 @@ from fleet.terms import HostState
 from fleet.watch import Watch
 
 PREFLIGHT, PREPARE, DESCRIBE = "Look at the host", "Prepare weights and data", "Describe the system"
+RESCUED = "Note what this host cannot run"
 """Task names whose results are read; tests/ansible holds the roles to them."""
 WEIGHTS = "weights"
 """Beside task names in an outcome's results: benchmark to the digest of the weights that were prepared."""
@@ -211,6 +212,8 @@ def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[s
         "preflight_needs": {
             entry.name: preflight.minima(rule, entry) for entry, rule in zip(campaign.benchmarks, listed, strict=True)
         },
+        # Only what the campaign says itself: role variables and defaults are the role's business.
+        "preflight_conditions": campaign.run.conditions.model_dump(exclude_unset=True),
         "preflight_python_env_digest": environment,
         # Not for `check`, which wants no description: a host is asked for it once.
         **({"preflight_harness_digest": harness} if describe else {}),
@@ -226,9 +229,9 @@ def variables(session: Session, campaign: Campaign, *, describe: bool) -> dict[s
 def _assets(entry: BenchmarkEntry) -> dict[str, Any]:
     """What the assets role must know about a benchmark."""
     rule = rules.load_benchmark(entry.name)
-    random = entry.backend_options.get("weights") == "random"
-    wanted = {name: source for name, source in rule.sources.items() if not (random and source.weights)}
-    sources = [{"file": name, **source.model_dump(exclude={"weights"})} for name, source in wanted.items()]
+    whole = preflight.needs_weights(entry)
+    wanted = {name: source for name, source in rule.sources.items() if whole or not source.weights}
+    sources = [{"file": name, **source.model_dump(mode="json", exclude={"weights"})} for name, source in wanted.items()]
     return {"name": rule.name, "module": rule.module, "sources": sources}
 
 
@@ -287,6 +290,12 @@ def _readiness(
         return found
     looked = outcome.results.get(PREFLIGHT, {})
     cannot, warnings = looked.get("cannot"), looked.get("host_warnings")
+    cannot = dict(cannot) if isinstance(cannot, dict) else {}
+    if failed := _without_assets(outcome):
+        cannot |= failed
+        if outcome.state is HostState.READY and cannot.keys() >= {entry.name for entry in campaign.benchmarks}:
+            causes = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
+            outcome = replace(outcome, state=HostState.FAILED, cause=causes)
     found = replace(
         found,
         state=outcome.state,
@@ -294,7 +303,7 @@ def _readiness(
         hint=_hint(outcome, item.host),
         changed=outcome.changed,
         work_dir=str(looked.get("work_dir", "")),
-        cannot={str(name): str(reason) for name, reason in (cannot if isinstance(cannot, dict) else {}).items()},
+        cannot={str(name): str(reason) for name, reason in cannot.items()},
         batches=_batches(campaign, looked),
         warnings=tuple(str(text) for text in (warnings if isinstance(warnings, list) else [])),
         weights=_weights(looked, outcome.results.get(WEIGHTS, {})),
@@ -312,6 +321,19 @@ def _weights(looked: dict[str, Any], prepared: dict[str, Any]) -> dict[str, str]
     there = stamps.get("weights") if isinstance(stamps, dict) else None
     found = {**(there if isinstance(there, dict) else {}), **prepared}
     return {str(name): str(digest) for name, digest in found.items() if digest}
+
+
+def _without_assets(outcome: HostOutcome) -> dict[str, str]:
+    """The benchmarks whose weights or data could not be brought to the host, and why."""
+    facts = outcome.results.get(RESCUED, {}).get("ansible_facts", {})
+    told = facts.get("assets_failed") if isinstance(facts, dict) else None
+    return {str(name): _last_line(str(said)) for name, said in told.items()} if isinstance(told, dict) else {}
+
+
+def _last_line(text: str) -> str:
+    return next(
+        (line.strip()[:500] for line in reversed(text.splitlines()) if line.strip()), "failed, and does not say why"
+    )
 
 
 def _batches(campaign: Campaign, told: dict[str, Any]) -> dict[str, int]:

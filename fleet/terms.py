@@ -4,7 +4,18 @@ from enum import StrEnum
 
 from fleet.harness.contract import Mode, Reason, Scenario, UnitState
 
-__all__ = ["Availability", "Category", "Division", "HostKind", "HostState", "Mode", "Reason", "Scenario", "UnitState"]
+__all__ = [
+    "Availability",
+    "Category",
+    "Division",
+    "HostKind",
+    "HostState",
+    "Mode",
+    "Reason",
+    "Scenario",
+    "UnitState",
+    "outcome",
+]
 
 
 class Division(StrEnum):
@@ -51,3 +62,8 @@ class HostState(StrEnum):
     """A task failed on it."""
     LEFT_OUT = "left-out"
     """Not asked for this time, by --limit or --exclude."""
+
+
+def outcome(state: UnitState | HostState, reason: Reason) -> str:
+    """A state with its reason, where that says more: `failed (out-of-memory)`, but `timeout`, `changed-host-key`."""
+    return str(state) if reason is Reason.OTHER or str(reason) in str(state) else f"{state} ({reason})"

@@ -7,6 +7,7 @@ import click
 from fleet import pipeline
 from fleet.cli import options, output, tables
 from fleet.errors import ExitCode
+from fleet.handoff import Readiness
 
 
 @click.command()
@@ -34,6 +35,11 @@ def command(
     if as_json:
         output.print_json(found)
     else:
-        rows = [[item.host, str(item.state), str(item.changed), item.cause] for item in found]
+        rows = [[item.host, str(item.state), str(item.changed), item.cause or _missing(item)] for item in found]
         output.print_hosts(found, ["host", "state", "changed", "cause"], rows, tables.hosts_title(found))
     return tables.hosts_code(found)
+
+
+def _missing(item: Readiness) -> str:
+    """What a host that is ready cannot run all the same."""
+    return "; ".join(f"cannot run {name}: {why}" for name, why in item.cannot.items())

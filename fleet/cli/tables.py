@@ -1,10 +1,11 @@
 """Rows that several verbs show, and the exit code that goes with them. Nothing here prints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fleet.errors import ExitCode
-from fleet.terms import HostState, Mode, Scenario, UnitState
+from fleet.results.records import earlier, missing_as
+from fleet.terms import HostState, Mode, Scenario, UnitState, outcome
 from fleet.watch import duration
 
 
@@ -44,8 +45,13 @@ def hosts_code(items: Iterable[Any]) -> ExitCode:
 
 
 def units(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows for unit records, their labels behind their names."""
-    return ["unit", "state", "cause"], [[item.unit + item.remark, str(item.state), item.cause] for item in items]
+    """Columns and rows for unit records, their labels behind their names and earlier starts behind their causes."""
+    rows = []
+    for item in items:
+        before = f"start {len(item.attempts) + 1}; before: {'; '.join(earlier(item.attempts))}" if item.attempts else ""
+        told = "; ".join(text for text in (item.cause, before) if text)
+        rows.append([item.unit + item.remark, outcome(item.state, item.reason), told])
+    return ["unit", "state", "cause"], rows
 
 
 def units_title(items: Sequence[Any]) -> str:
@@ -60,18 +66,30 @@ def units_code(items: Iterable[Any]) -> ExitCode:
 
 
 def results(found: Any) -> tuple[list[str], list[list[str]]]:
-    """One row per host, benchmark and scenario: performance and accuracy side by side, labels beside every number."""
-    columns = ["host", "benchmark", "scenario", "performance", "p99 ms", "accuracy", "verdict", "why"]
+    """One row per host, benchmark and scenario: performance and accuracy side by side, labels beside every number.
+
+    A host without units has a row as well. What is to be known beside a number has a column where there is any.
+    """
     grouped: dict[tuple[str, str, str], dict[Mode, Any]] = {}
     for unit in found.units:
         grouped.setdefault((unit.host, unit.benchmark, unit.scenario), {})[unit.mode] = unit
-    rows = []
+    of_host = {system.host: system.warnings for system in found.systems}
+    rows, remarks = [], []
     for (host, benchmark, scenario), modes in grouped.items():
         both = list(modes.values())
         labels = dict.fromkeys(label for unit in both for label in unit.labels)
         name = benchmark + (f" ({', '.join(labels)})" if labels else "")
         rows.append([host, name, scenario, *_performance(modes.get(Mode.PERFORMANCE)),
-                     _accuracy(modes.get(Mode.ACCURACY)), _verdict(both), _why(both)])  # fmt: skip
+                     _accuracy(modes.get(Mode.ACCURACY)), _verdict(modes), _why(both)])  # fmt: skip
+        remarks.append("; ".join([*_remarks(both), *of_host.pop(host, ())]))
+    planned = {unit.host for unit in found.units}
+    for system in found.systems:
+        if system.host not in planned:
+            rows.append([system.host, *"-----", missing_as(system), system.cause])
+            remarks.append("; ".join(system.warnings))
+    columns = ["host", "benchmark", "scenario", "performance", "p99 ms", "accuracy", "verdict", "why"]
+    if any(remarks):
+        return [*columns, "remarks"], [[*row, remark] for row, remark in zip(rows, remarks, strict=True)]
     return columns, rows
 
 
@@ -84,31 +102,39 @@ def _performance(unit: Any) -> tuple[str, str]:
 
 
 def _accuracy(unit: Any) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in sorted(unit.accuracy.items())) if unit else "-"
+    scores = sorted(unit.accuracy.items()) if unit else []
+    return ", ".join(f"{name} {value:.2f}" for name, value in scores) or "-"
 
 
-def _verdict(both: Sequence[Any]) -> str:
-    missing = [unit for unit in both if unit.state is not UnitState.DONE]
+def _verdict(modes: Mapping[Mode, Any]) -> str:
+    missing: dict[Mode, str] = {mode: unit.outcome for mode, unit in modes.items() if not unit.measured}
+    if len(missing) == len(modes) and len(set(missing.values())) == 1:
+        return next(iter(missing.values()))
     if missing:
-        return str(missing[0].state)
-    if any(unit.summary is not None and unit.summary.valid is False for unit in both):
+        return "; ".join(f"{mode}: {word}" for mode, word in missing.items())
+    if any(unit.invalid for unit in modes.values()):
         return "INVALID"
-    return "submittable" if all(unit.submittable for unit in both) else "not submittable"
+    return "submittable" if all(unit.submittable for unit in modes.values()) else "not submittable"
 
 
 def _why(both: Sequence[Any]) -> str:
+    """Each cause once: what is said of a unit that has no result repeats its state, which the verdict shows."""
     reasons = dict.fromkeys(
-        reason for unit in both for reason in ([unit.cause] if unit.cause else []) + list(unit.not_submittable_because)
+        reason
+        for unit in both
+        for reason in ([unit.cause] if unit.cause else []) + list(unit.not_submittable_because)
+        if reason == unit.cause or not (unit.cause and reason.endswith(unit.cause))
     )
     return "; ".join(reasons)
 
 
+def _remarks(both: Sequence[Any]) -> list[str]:
+    return [f"{unit.mode}: {text}" for unit in both for text in (*unit.warnings, unit.history) if text]
+
+
 def results_code(found: Any) -> ExitCode:
     """3 when a host or unit is missing, 5 when a result is INVALID; the more serious wins."""
-    codes = [units_code(found.units)]
-    measured = {unit.host for unit in found.units if unit.state is UnitState.DONE}
-    if any(system.state is not HostState.READY and system.host not in measured for system in found.systems):
-        codes.append(ExitCode.MISSING)
-    if any(unit.summary is not None and unit.summary.valid is False for unit in found.units):
+    codes = [ExitCode.MISSING if found.missing_hosts or found.missing_units else ExitCode.OK]
+    if any(unit.invalid for unit in found.units):
         codes.append(ExitCode.INVALID)
     return ExitCode.worst(codes)

@@ -2,7 +2,8 @@
 
 describe                                 probes → SystemFacts
 selftest                                 can this environment run LoadGen
-prepare WORK NAME MODULE DIGEST          weights and data of a benchmark
+fetch WORK NAME < sources.json           bring weights and data of a benchmark to this host
+prepare WORK NAME MODULE DIGEST          make of them what is run
 start WORK < queue.json                  take units and let a supervisor run them
 supervise WORK SESSION                   (internal) run a session's units, one after another
 guard PID                                (internal) end what supervisor PID leaves behind
@@ -17,7 +18,9 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     for verb, names in {
         "describe": (),
         "selftest": (),
+        "fetch": ("work", "name"),
         "prepare": ("work", "name", "module", "digest"),
         "start": ("work",),
         "supervise": ("work", "session"),
@@ -78,12 +82,31 @@ def _selftest(_: argparse.Namespace) -> int:
     return _say({"loadgen": loadgen.version()})
 
 
+def _fetch(given: argparse.Namespace) -> int:
+    from fleet.harness import fetch
+
+    wanted = json.load(sys.stdin)
+    return _say_done(lambda: {"changed": fetch.bring(_work(given), given.name, wanted)})
+
+
 def _prepare(given: argparse.Namespace) -> int:
     from fleet.harness import assets
 
-    changed = assets.prepare(_work(given), given.name, given.module, given.digest)
-    stamp = assets.read_stamp(_work(given) / "assets" / given.name / ".complete")
-    return _say({"changed": changed, "weights_sha256": stamp.get("weights", "")})
+    def prepare() -> dict[str, Any]:
+        changed = assets.prepare(_work(given), given.name, given.module, given.digest)
+        stamp = assets.read_stamp(_work(given) / "assets" / given.name / ".complete")
+        return {"changed": changed, "weights_sha256": stamp.get("weights", "")}
+
+    return _say_done(prepare)
+
+
+def _say_done(do: Callable[[], dict[str, Any]]) -> int:
+    """What came of it; the cause, without a traceback, where the files or the network are to blame."""
+    try:
+        return _say(do())
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
 
 
 def _start(given: argparse.Namespace) -> int:
@@ -135,6 +158,7 @@ def _guard(given: argparse.Namespace) -> int:
 _VERBS = {
     "describe": _describe,
     "selftest": _selftest,
+    "fetch": _fetch,
     "prepare": _prepare,
     "start": _start,
     "supervise": _supervise,

@@ -136,7 +136,7 @@ class RunSpec:
     """Find out what LoadGen must be told, write tuning.json, and run no test."""
     lock: dict[str, str] = dataclasses.field(default_factory=dict)
     """What must not change under a number, beside the campaign's part above: `fleet` (digest of the harness),
-    `environment` (digest of the pinned packages), `wheel:<name>`, `driver`, `cuda`, `weights`."""
+    `environment` (digest of the pinned packages), `python`, `wheel:<name>`, `driver`, `cuda`, `weights`."""
     attempt: int = 1
     """Counts the times the unit was started; a further one starts over in a fresh folder."""
     conditions: dict[str, str] = dataclasses.field(default_factory=dict)

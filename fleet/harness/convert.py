@@ -1,10 +1,10 @@
-"""BERT checkpoints as they are published, to Hugging Face's parameter names and model.safetensors."""
+"""Checkpoints as they are published, to safetensors: BERT's under Hugging Face's names, GPT-J's from torch's shards."""
 
 import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ PICKLES = ("model.pytorch", "pytorch_model.bin")
 ARRAYS = "model.npz"
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_SHARD = re.compile(r"pytorch_model-(\d{5})-of-(\d{5})(?:-\d+)?\.bin")
+"""MLCommons' archive of GPT-J adds a number of its own, `pytorch_model-00001-of-00003-003.bin` (mlcommons/inference,
+pull request 1427)."""
 
 _TRAINING = re.compile(r"(^|/)(adam_[mv]|global_step)(/|$)|^cls/(predictions|seq_relationship)/")
 """TensorFlow's variables that no inference needs: the optimiser's, and the heads of pretraining."""
@@ -155,6 +159,16 @@ def read(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _read_pickle(path: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    state = _load(path)
+    import torch  # which is there, or nothing was read
+
+    for name, tensor in state.items():
+        # numpy knows no bfloat16; float32 holds each of its values.
+        yield name, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A state dict, name to torch's tensor; one that torch wrote since 1.6 stays in the file until it is used."""
     try:
         import torch
     except ImportError as error:
@@ -162,15 +176,13 @@ def _read_pickle(path: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
             f"{path} is a pickle that only torch reads: install torch, or bring {SAFETENSORS} in its place"
         ) from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: not a whole state dict of weights alone, fetch it again: {cause}") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ValueError(f"{path}: not a state dict, name to tensor")
-    for name, tensor in state.items():
-        # numpy knows no bfloat16; float32 holds each of its values.
-        yield str(name), (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return {str(name): tensor for name, tensor in state.items()}
 
 
 def to_safetensors(source: Path, target: Path, config: Mapping[str, Any]) -> None:
@@ -185,3 +197,112 @@ def to_safetensors(source: Path, target: Path, config: Mapping[str, Any]) -> Non
     partial = target.with_name(f"{target.name}.partial")
     save_file({name: np.ascontiguousarray(arrays[name]) for name in shapes(config)}, partial)
     partial.replace(target)
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The shards of the state dict that torch wrote into `folder`, in order, or its only file; none where none is.
+
+    Raises ValueError for a set that is not whole.
+    """
+    found: dict[int, Path] = {}
+    total = 0
+    for path in sorted(folder.iterdir()):
+        if not (match := _SHARD.fullmatch(path.name)):
+            continue
+        number, of = int(match[1]), int(match[2])
+        if number in found or of != (total or of) or not 1 <= number <= of:
+            raise ValueError(
+                f"{path}: beside {next(iter(found.values())).name if found else 'nothing'}: no one set of shards"
+            )
+        found[number], total = path, of
+    if missing := [number for number in range(1, total + 1) if number not in found]:
+        raise ValueError(f"{folder}: shard {missing[0]} of {total} is missing: fetch it again")
+    whole = folder / "pytorch_model.bin"
+    return [found[number] for number in sorted(found)] or ([whole] if whole.is_file() else [])
+
+
+def link(source: Path, folder: Path, leave_out: set[str]) -> None:
+    """Links in `folder` to the files of its sibling `source`, and no other links."""
+    wanted = {path.name for path in source.iterdir() if path.is_file()} - leave_out
+    for path in folder.iterdir():
+        if path.is_symlink() and path.name not in wanted:
+            path.unlink()
+    for name in wanted:
+        made, target = folder / name, Path("..") / source.name / name
+        if not made.is_symlink() or made.readlink() != target:
+            partial = folder / f"{name}.partial"
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(target)
+            partial.replace(made)
+
+
+def shards_to_safetensors(shards: Sequence[Path], folder: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Write the parameters `wanted`, name to shape, from torch's shards to safetensors in `folder`.
+
+    A file for each shard and then the index, all by rename, with one shard open at a time and its data left on disk
+    until it is copied. Nothing is done where the index says that it was made of the same files; without shards, what
+    was made before is taken away. Raises ValueError, naming shard and parameter, for what is missing, doubled or of
+    another shape.
+    """
+    index = folder / INDEX
+    made_of = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in shards}
+    if shards and _made_of(index) == made_of:
+        return
+    for path in folder.iterdir():
+        if not path.is_symlink() and (path == index or path.suffix == ".safetensors"):
+            path.unlink()
+    if not shards:
+        return
+    weight_map = _weight_map(shards, wanted)
+    written = {path.name: f"model-{number:05}-of-{len(shards):05}.safetensors" for number, path in enumerate(shards, 1)}
+    size = sum(_write_shard(path, folder / written[path.name], weight_map) for path in shards)
+    listing = {
+        "metadata": {"total_size": size, "made_of": made_of},
+        "weight_map": {name: written[shard] for name, shard in weight_map.items()},
+    }
+    partial = index.with_name(f"{index.name}.partial")
+    partial.write_text(json.dumps(listing, indent=1), encoding="utf-8")
+    partial.replace(index)
+
+
+def _weight_map(shards: Sequence[Path], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Name of each parameter to its shard's; the masks that transformers wrote beside them are left out."""
+    found: dict[str, str] = {}
+    for path in shards:
+        for name, tensor in _load(path).items():
+            if name not in wanted:
+                continue
+            if name in found:
+                raise ValueError(f"{path}: {name} is in {found[name]} too: no one set of shards")
+            if tuple(tensor.shape) != wanted[name]:
+                raise ValueError(f"{path}: {name} is {list(tensor.shape)}, config.json says {list(wanted[name])}")
+            found[name] = path.name
+    if missing := [name for name in wanted if name not in found]:
+        raise ValueError(f"{shards[0].parent}: the shards have no {missing[0]}: not this model's, or not whole")
+    return found
+
+
+def _made_of(index: Path) -> Any:
+    """From what the files that `index` names were made; None where they are not all there."""
+    try:
+        known = json.loads(index.read_text(encoding="utf-8"))
+        there = all((index.parent / name).is_file() for name in set(known["weight_map"].values()))
+        return known["metadata"]["made_of"] if there else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _write_shard(shard: Path, target: Path, weight_map: Mapping[str, str]) -> int:
+    """Write the tensors that `weight_map` gives to `shard`; their bytes."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        # A part of something larger would be written whole, or refused.
+        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        for name, tensor in _load(shard).items()
+        if weight_map.get(name) == shard.name
+    }
+    partial = target.with_name(f"{target.name}.partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"format": "pt"})
+    partial.replace(target)
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,6 +1,7 @@
 """RunSpec.lock held against what is here: a number is only worth as much as what it was measured with."""
 
 import importlib.metadata
+import platform
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -66,6 +67,7 @@ _QUESTIONS: dict[str, Callable[[], str]] = {
     # Both are folders named by their digests: what preflight's stamps say.
     "fleet": lambda: Path(processes.entry()).name,
     "environment": lambda: Path(sys.prefix).resolve().name,
+    "python": platform.python_version,
     "driver": lambda: _gpus().driver_version,
     "cuda": lambda: _gpus().cuda_version,
 }

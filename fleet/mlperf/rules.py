@@ -4,10 +4,19 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from fleet.errors import CampaignError
 from fleet.terms import Category, Division, Scenario
@@ -63,6 +72,8 @@ class Needs(_Rule):
 
     disk_gib: PositiveFloat
     """Environment, assets and logs together."""
+    weights_gib: NonNegativeFloat = 0.0
+    """What of `disk_gib` the checkpoint takes, where a run can do without one."""
     memory_gib: PositiveFloat
     """RAM beside the model: interpreter, dataset, LoadGen."""
     precisions: Mapping[str, Precision] = Field(min_length=1)
@@ -74,14 +85,30 @@ class Needs(_Rule):
 
 
 class Source(_Rule):
-    """A file that the assets role brings to a host."""
+    """What the assets role brings to a host; the key it stands under is a file's name where it has a `url`."""
 
-    url: str
-    """Where it is published; role variable `assets_folders` names a folder on the host instead."""
+    url: str = ""
+    """Where one file is published."""
+    uri: str = ""
+    """A `.uri` of MLCommons' downloader instead: what it names is checked by the `.md5` beside it."""
+    files: tuple[str, ...] = ()
+    """Patterns of the names to take from what `uri` lists."""
+    unless: tuple[str, ...] = ()
+    """Not fetched where the host's own folder (role variable `assets_folders`) has a file that matches one of these
+    patterns: by default `files`, or the file itself."""
     sha256: str = ""
-    """Empty where the publisher names none: what came is then recorded, not verified."""
+    md5: str = ""
+    """Where the publisher names no better one; where neither is known, what came is recorded, not verified."""
+    max_gib: PositiveFloat = 2.0
+    """The most that all its files may have."""
     weights: bool = False
-    """Not needed for a run on random weights."""
+    """Not needed for a run on random weights, nor where another program holds the model."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if bool(self.url) == bool(self.uri) or bool(self.uri) != bool(self.files):
+            raise ValueError("a source has a url, or a uri with files")
+        return self
 
 
 class BenchmarkRule(_Rule):

@@ -10,7 +10,7 @@ from fleet.results.records import SessionResults
 
 KEYS = ["host", "system_id", "benchmark", "backend", "scenario"]
 _PERFORMANCE = ["value", "metric_unit", "valid", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms"]
-_BOTH = ["state", "cause", "labels", "submittable", "reasons"]
+_BOTH = ["unit", "state", "cause", "labels", "submittable", "reasons"]
 _ACCURACY = [*METRICS]
 
 
@@ -47,5 +47,6 @@ def records(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
 
 
 def _remarks(row: dict[Hashable, Any]) -> tuple[str, ...]:
-    labels = tuple(label for label in str(row["labels"] or "").split("; ") if label)
+    texts = (*str(row["labels"] or "").split("; "), *str(row["warnings"] or "").split("; "))
+    labels = tuple(text for text in texts if text)
     return (*labels, "quick run") if row["quick"] else labels

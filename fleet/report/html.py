@@ -14,9 +14,8 @@ import jinja2
 from fleet import __version__
 from fleet.report import charts, frames
 from fleet.results.export import METRICS
-from fleet.results.records import SessionResults, UnitResult
+from fleet.results.records import SessionResults, UnitResult, missing_as
 from fleet.session import Session
-from fleet.terms import HostState
 
 EXPLAINED = {
     "demo model": "A small model that ships with fleet. It shows that the fleet works from end to end; "
@@ -60,8 +59,15 @@ def render(results: SessionResults) -> str:
         charts=drawn,
         plotlyjs=charts.library() if drawn else "",
         labels=[(label, EXPLAINED.get(label, "")) for label in labels],
-        missing_hosts=[system for system in results.systems if system.state is not HostState.READY],
-        missing_units=_grouped((unit, (str(unit.state), unit.cause)) for unit in results.units if not unit.measured),
+        units={unit.unit: unit for unit in results.units},
+        missing_hosts=[(system, missing_as(system)) for system in results.missing_hosts],
+        missing_units=_grouped((unit, (unit.outcome, unit.cause, unit.history)) for unit in results.missing_units),
+        system_warnings=[(system.host, text) for system in results.systems for text in system.warnings],
+        unit_remarks=_grouped(
+            (unit, (*unit.warnings, *([unit.history] if unit.history else [])))
+            for unit in results.units
+            if unit.warnings or unit.history
+        ),
         refused=_grouped(
             (unit, unit.not_submittable_because) for unit in results.units if unit.measured and not unit.submittable
         ),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from fleet.results.records import SessionResults, System, UnitResult
+from fleet.results.records import SessionResults, System, UnitResult, earlier
 from fleet.session import Session
 
 NS_PER_MS = 1e6
@@ -26,7 +26,9 @@ _TYPES = {
     # pandas' nullable types, so that a unit without a number keeps its row and the column its type
     **dict.fromkeys(("value", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "loadgen_s", *METRICS), "Float64"),
     **dict.fromkeys(("valid", "submittable", "quick"), "boolean"),
-    **dict.fromkeys(("queries", "loadgen_errors", "cpu_sockets", "cpu_cores_per_socket", "accelerators"), "Int64"),
+    **dict.fromkeys(
+        ("starts", "queries", "loadgen_errors", "cpu_sockets", "cpu_cores_per_socket", "accelerators"), "Int64"
+    ),
 }
 
 
@@ -63,6 +65,11 @@ def _row(results: SessionResults, unit: UnitResult, system: System) -> dict[str,
         "kind": system.kind,
         **{column: system.description.get(name) for column, name in _DESCRIPTION.items()},
         **{column: _whole(system.description.get(_DESCRIPTION[column])) for column in _DESCRIPTION if column in _TYPES},
+        "host_state": str(system.state),
+        "host_reason": str(system.reason),
+        "host_cause": system.cause,
+        "warnings": "; ".join(unit.warnings),
+        "host_warnings": "; ".join(system.warnings),
         "loadgen_version": unit.summary.loadgen_version if unit.summary else None,
         "versions": "; ".join(f"{name} {version}" for name, version in sorted(unit.versions.items())),
         "folder": unit.folder,
@@ -80,6 +87,9 @@ def _outcome(unit: UnitResult) -> dict[str, Any]:
         "backend": unit.backend,
         "state": str(unit.state),
         "cause": unit.cause,
+        "reason": str(unit.reason),
+        "starts": unit.starts,
+        "earlier_causes": "; ".join(earlier(unit.attempts)),
     }
 
 
@@ -108,6 +118,8 @@ _COLUMNS = (
     *_DESCRIPTION,
     *("loadgen_version", "versions", "folder"),
     *SUMMARY_METRICS,
+    *("reason", "starts", "earlier_causes", "warnings"),
+    *("host_state", "host_reason", "host_cause", "host_warnings"),
 )
 """The tables' columns in order; a new one goes to the end."""
 

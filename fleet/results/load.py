@@ -1,37 +1,50 @@
 """A session folder -> SessionResults. Reads earlier stages' files and nothing else; no machine is needed.
 
-Every planned unit and every host gets its record, with a state and a cause. What came from hosts (collect/, facts)
-is not trusted: a file that is missing, too big, outside the session or broken is the cause of its unit, never an
-exception. What the controller wrote itself must be sound: there SessionError says which stage to run again.
+Every planned unit and every host gets its record, with a state, a reason and a cause. What came from hosts (collect/,
+facts) is not trusted: what is wrong with it is the cause of its unit or host. What the controller wrote itself must be
+sound: there SessionError says which stage to run again.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from fleet import campaign, handoff
-from fleet.errors import ResultsError, SessionError
-from fleet.handoff import Collected, Plan, UnitRecord
-from fleet.harness.contract import RunManifest, RunSpec, SystemFacts
+from fleet.errors import SessionError
+from fleet.handoff import Plan
+from fleet.harness.contract import RunSpec, SystemFacts
 from fleet.mlperf.rules import load_benchmark, load_round
-from fleet.results import accuracy, loadgen_log, systems, verdict
-from fleet.results.records import LoadgenSummary, SessionResults, System, UnitResult
+from fleet.results import caveats, home, systems, verdict
+from fleet.results.home import UnitFiles
+from fleet.results.records import SessionResults, System, UnitResult
 from fleet.session import Session
-from fleet.terms import HostState, Mode, UnitState
+from fleet.terms import HostState, Reason, UnitState
 
-MAX_FILE_BYTES = 256 * 2**20
-"""Detail logs of the models here are below 1 MB; a log full of errors may be much longer, but not this long."""
+_BY_STATE = {
+    UnitState.TIMEOUT: Reason.TIMEOUT,
+    UnitState.INTERRUPTED: Reason.INTERRUPTED,
+    UnitState.UNREACHABLE: Reason.UNREACHABLE,
+    UnitState.FAILED: Reason.OTHER,
+    HostState.UNREACHABLE: Reason.UNREACHABLE,
+    HostState.UNKNOWN_KEY: Reason.HOST_KEY,
+    HostState.CHANGED_KEY: Reason.HOST_KEY,
+    HostState.NOT_READY: Reason.OTHER,
+    HostState.FAILED: Reason.OTHER,
+}
+"""The reason where a stage gave none."""
+CAUSES = 2
+"""So many different causes of its units stand beside a host that is missing; all of them stand beside the units."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
-    """A host in reachability.json or readiness.json."""
+    """A host in reachability.json, readiness.json or run/hosts/."""
 
     host: str
     state: HostState
     kind: str = ""
     cause: str = ""
     hint: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,20 +53,6 @@ class HostNotes:
 
     name: str
     notes: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class UnitFiles:
-    """All there is of one unit, read but not judged."""
-
-    run: UnitRecord | None = None
-    """What the run stage last knew of it; None when it never looked."""
-    folder: str = ""
-    cause: str = ""
-    """Why the collected files are missing or cannot be used; empty when they can."""
-    manifest: RunManifest | None = None
-    summary: LoadgenSummary | None = None
-    accuracy: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +89,10 @@ def load(session: Session) -> SessionResults:
         availability=str(asked.availability),
         round=asked.round,
     )
-    hosts = _hosts(session, plan)
+    named = session.read(session.inventory / "hosts.json", tuple[HostNotes, ...])
+    hosts = _hosts(session, plan, named)
     facts, broken = _facts(session, hosts)
     hosts = [dataclasses.replace(row, cause=row.cause or broken.get(row.host, "")) for row in hosts]
-    named = session.read(session.inventory / "hosts.json", tuple[HostNotes, ...])
     notes = {host.name: host.notes for host in named}
     return assemble(header, hosts, facts=facts, notes=notes, plan=plan, files=_unit_files(session, plan))
 
@@ -112,6 +111,7 @@ def assemble(
     Raises CampaignError when the round or a benchmark is not known to this fleet.
     """
     ids = systems.assign_ids((row.host, facts.get(row.host), notes.get(row.host, {})) for row in hosts)
+    doubtful = caveats.of_identity((row.host, facts.get(row.host)) for row in hosts)
     units = tuple(_unit(header, spec, files.get(spec.unit, UnitFiles()), ids) for spec in plan.units)
     return SessionResults(
         session=header.session,
@@ -130,6 +130,7 @@ def assemble(
                 facts=facts.get(row.host),
                 notes=dict(notes.get(row.host, {})),
                 units=[unit for unit in units if unit.host == row.host],
+                doubt=doubtful.get(row.host, ""),
             )
             for row in hosts
         ),
@@ -138,23 +139,20 @@ def assemble(
 
 
 def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str]) -> UnitResult:
-    manifest, status = files.manifest, files.run.status if files.run else None
-    state = files.run.state if files.run else UnitState.PENDING
-    cause = (files.run.cause if files.run else "") or (files.cause if state is UnitState.DONE else "")
+    run, manifest = files.run, files.manifest
+    status = run.status if run else None
+    state = run.state if run else UnitState.PENDING
+    # A number stands only beside `done`: what lies at home of a unit that was started again is an earlier start's.
+    summary, scores = (files.summary, files.accuracy) if state is UnitState.DONE else (None, {})
+    cause = (run.cause if run else "") or (files.cause if state is UnitState.DONE else "")
     # labels may be known to the plan (demo model) and to the host alone (random weights): a reader gets both
     labels = tuple(dict.fromkeys([*spec.labels, *(manifest.labels if manifest else ())]))
     evidence = verdict.Evidence(
-        spec=spec,
-        state=state,
-        cause=cause,
-        manifest=manifest,
-        summary=files.summary,
-        accuracy=files.accuracy,
-        labels=labels,
+        spec=spec, state=state, cause=cause, manifest=manifest, summary=summary, accuracy=scores, labels=labels
     )
     against = verdict.reasons(evidence, load_benchmark(spec.benchmark), load_round(header.round), header.division)
-    if not cause and files.summary and files.summary.valid is False:
-        cause = f"INVALID: {'; '.join(files.summary.invalid_reasons)}"
+    if not cause and summary and summary.valid is False:
+        cause = f"INVALID: {'; '.join(summary.invalid_reasons)}"
     return UnitResult(
         unit=spec.unit,
         host=spec.host,
@@ -165,8 +163,11 @@ def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str
         backend=spec.backend,
         state=state,
         cause=cause,
-        summary=files.summary,
-        accuracy=files.accuracy,
+        reason=_reason(state, files, invalid=summary is not None and summary.valid is False),
+        attempts=run.attempts if run else (),
+        warnings=caveats.of_unit(status, spec.conditions),
+        summary=summary,
+        accuracy=scores,
         submittable=not against,
         not_submittable_because=against,
         labels=labels,
@@ -178,6 +179,15 @@ def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str
     )
 
 
+def _reason(state: UnitState, files: UnitFiles, *, invalid: bool) -> Reason:
+    """The cause for machines: of the files where the unit is done, else of the run."""
+    if state is UnitState.DONE:
+        return Reason.INVALID_RESULT if invalid else files.reason
+    run = files.run
+    said = run.reason or (run.status.reason if run.status else Reason.NONE) if run else Reason.NONE
+    return said or _BY_STATE.get(state, Reason.NONE)
+
+
 def _system(
     header: Header,
     row: HostRow,
@@ -186,7 +196,16 @@ def _system(
     facts: SystemFacts | None,
     notes: dict[str, str],
     units: Sequence[UnitResult],
+    doubt: str,
 ) -> System:
+    lacking = [unit for unit in units if not unit.measured]
+    complete = bool(units) and not lacking
+    cause = row.cause
+    warnings = [*row.warnings, *([doubt] if doubt else [])]
+    if complete and row.state is not HostState.READY:
+        warnings.append(f"{row.state} when last asked{f' ({cause})' if cause else ''}; all its units are home")
+    if not complete and row.state is HostState.READY:
+        cause = _in_sum(units, lacking) if units else cause or "no unit was planned for it"
     description: dict[str, str] = {}
     if facts is not None:
         used = (systems.framework_text(unit.versions) for unit in units)
@@ -205,7 +224,9 @@ def _system(
         host=row.host,
         kind=row.kind,
         state=row.state,
-        cause=row.cause,
+        cause=cause,
+        reason=Reason.NONE if complete else _BY_STATE.get(row.state) or next((u.reason for u in lacking), Reason.NONE),
+        warnings=tuple(warnings),
         hint=row.hint,
         description=description,
         identity=facts.identity if facts else "",
@@ -213,14 +234,36 @@ def _system(
     )
 
 
-def _hosts(session: Session, plan: Plan) -> list[HostRow]:
-    """One row per host that any stage knew of: readiness where there is one, else reachability."""
-    reached = session.read(session.inventory / "reachability.json", list[HostRow])
+def _in_sum(units: Sequence[UnitResult], lacking: Sequence[UnitResult]) -> str:
+    """Why a host that is ready is missing all the same."""
+    causes = list(dict.fromkeys(f"{u.outcome}: {u.cause}" if u.cause else u.outcome for u in lacking))
+    more = [f"and {len(causes) - CAUSES} more"] if len(causes) > CAUSES else []
+    return f"{len(units) - len(lacking)} of {len(units)} units; {'; '.join([*causes[:CAUSES], *more])}"
+
+
+def _hosts(session: Session, plan: Plan, named: Sequence[HostNotes]) -> list[HostRow]:
+    """One row per host that any stage knew of: what the last stage that looked at it found."""
+    rows = {row.host: row for row in session.read(session.inventory / "reachability.json", list[HostRow])}
     ready = handoff.readiness(session) if (session.provision / "readiness.json").exists() else ()
-    rows = {row.host: row for row in reached}
     for found in ready:
         kind = rows[found.host].kind if found.host in rows else ""
-        rows[found.host] = HostRow(host=found.host, state=found.state, kind=kind, cause=found.cause, hint=found.hint)
+        rows[found.host] = HostRow(
+            host=found.host,
+            state=found.state,
+            kind=kind,
+            cause=found.cause,
+            hint=found.hint,
+            warnings=found.warnings,
+        )
+    known = handoff.records(session)
+    not_done = {s.host for s in plan.units if s.unit not in known or known[s.unit].state is not UnitState.DONE}
+    for path in sorted((session.run / "hosts").glob("*.json")):
+        lost = session.read(path, HostRow)
+        # Lost while it ran. Where all is done this is old news, and a host that was not ready was not asked.
+        if lost.host in not_done and rows.get(lost.host, lost).state is HostState.READY is not lost.state:
+            rows[lost.host] = dataclasses.replace(rows[lost.host], state=lost.state, cause=lost.cause)
+    for host in named:
+        rows.setdefault(host.name, HostRow(host=host.name, state=HostState.FAILED, cause="no stage looked at it"))
     for spec in plan.units:
         rows.setdefault(
             spec.host, HostRow(host=spec.host, state=HostState.FAILED, cause="planned, but in no inventory")
@@ -244,54 +287,5 @@ def _facts(session: Session, hosts: Sequence[HostRow]) -> tuple[dict[str, System
 
 
 def _unit_files(session: Session, plan: Plan) -> dict[str, UnitFiles]:
-    known, home = handoff.records(session), handoff.collected(session)
-    return {spec.unit: _files_of(session, spec, known.get(spec.unit), home.get(spec.unit)) for spec in plan.units}
-
-
-def _files_of(session: Session, spec: RunSpec, run: UnitRecord | None, collected: Collected | None) -> UnitFiles:
-    if collected is None:
-        return UnitFiles(run=run, cause="not collected")
-    if not collected.complete:
-        return UnitFiles(run=run, cause=f"not collected: {collected.cause or 'files are missing or changed'}")
-    relative = ""
-    try:
-        folder = _inside(session, collected.folder)
-        relative = collected.folder
-        return UnitFiles(
-            run=run,
-            folder=relative,
-            manifest=session.read(_file(session, folder / "manifest.json"), RunManifest),
-            summary=loadgen_log.summarise(_text(session, folder / "mlperf_log_detail.txt")),
-            accuracy=_accuracy(session, folder) if spec.mode is Mode.ACCURACY else {},
-        )
-    except (ResultsError, SessionError) as error:
-        return UnitFiles(run=run, folder=relative, cause=f"collected, but {error.message}")
-
-
-def _accuracy(session: Session, folder: Path) -> dict[str, float]:
-    path = folder / "accuracy.txt"
-    return accuracy.parse(_text(session, path)) if path.exists() else {}
-
-
-def _inside(session: Session, relative: str) -> Path:
-    folder = session.root / relative
-    if not folder.resolve().is_relative_to(session.collect.resolve()):
-        raise ResultsError(f"{relative!r} is not inside collect/")
-    return folder
-
-
-def _file(session: Session, path: Path) -> Path:
-    """The path, when it is a plain file of the session: a host may have sent a link."""
-    name = path.name
-    if not path.is_file():
-        raise ResultsError(f"{name} is missing")
-    if not path.resolve().is_relative_to(session.collect.resolve()):
-        raise ResultsError(f"{name} points outside the session")
-    if (size := path.stat().st_size) > MAX_FILE_BYTES:
-        raise ResultsError(f"{name} has {size} bytes, more than {MAX_FILE_BYTES}")
-    return path
-
-
-def _text(session: Session, path: Path) -> str:
-    # LoadGen writes ASCII; anything else becomes a replacement sign instead of a reason to lose the unit
-    return _file(session, path).read_text(encoding="utf-8", errors="replace")
+    known, came = handoff.records(session), handoff.collected(session)
+    return {spec.unit: home.read(session, spec, known.get(spec.unit), came.get(spec.unit)) for spec in plan.units}

@@ -16,6 +16,8 @@ from fleet.terms import Scenario
 
 MARKER = ":::MLLOG"
 ACCURACY_MODE = "AccuracyOnly"
+LAST = {True: "power_end", False: "num_errors"}
+"""By whether it is an accuracy run: what LoadGen 6.0.17 writes when all else is written. Late errors may follow it."""
 NS_PER_MS = 1e6
 PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
 SEEDS = ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")
@@ -58,12 +60,17 @@ def parse(text: str) -> dict[str, Any]:
 def summarise(text: str) -> LoadgenSummary:
     """What the log says, as one value.
 
-    Raises ResultsError when a marked line is broken, when the log names no scenario, or when a number is none.
+    Raises ResultsError when a marked line is broken, when the log names no scenario or ends in the middle, or when a
+    number is none. A log that a crash or a full disk cut off is no result, not an INVALID one.
     """
     records = [record for _, record in _records(text)]
     values = _first_values(records)
     scenario = _scenario(values)
     accuracy = values.get("effective_test_mode") == ACCURACY_MODE
+    if LAST[accuracy] not in values or not text.endswith("\n"):
+        raise ResultsError(
+            "mlperf_log_detail.txt ends in the middle: LoadGen did not get to its last line", hint="run the unit again"
+        )
     valid = None if accuracy else values.get("result_validity") == "VALID"
     return LoadgenSummary(
         scenario=scenario,
@@ -166,7 +173,7 @@ def _duration_ms(records: list[dict[str, Any]]) -> float:
 
 
 def _errors(records: list[dict[str, Any]], values: dict[str, Any]) -> int:
-    """LoadGen's own count, or the marked records where an old or broken-off log has none; the larger of both."""
+    """LoadGen's own count or the marked records, whichever is larger: errors may follow the count."""
     marked = sum(
         isinstance(meta := record.get("metadata"), dict) and meta.get("is_error") is True for record in records
     )

@@ -1,8 +1,10 @@
 """What results are made of: one record per unit, one per host, none ever missing. Values only, no IO."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fleet.terms import HostState, Mode, Scenario, UnitState
+from fleet.handoff import Attempt
+from fleet.terms import HostState, Mode, Reason, Scenario, UnitState, outcome
 
 SCHEMA = 1
 
@@ -70,6 +72,33 @@ class UnitResult:
     model: dict[str, str]
     folder: str
     """Path of the collected files relative to the session; empty when nothing came home."""
+    reason: Reason = Reason.NONE
+    """The cause for machines; empty when all is well."""
+    attempts: tuple[Attempt, ...] = ()
+    """Starts before the one that this record is of, the oldest first."""
+    warnings: tuple[str, ...] = ()
+    """What may have touched the number although the run counts: `on battery for 31 s`."""
+
+    @property
+    def outcome(self) -> str:
+        """State and reason in a word or two: `failed (out-of-memory)`, `no result (corrupt-files)`, `done`."""
+        if self.state is UnitState.DONE and not self.measured:
+            return "no result" if self.reason in {Reason.NONE, Reason.OTHER} else f"no result ({self.reason})"
+        return outcome(self.state, self.reason)
+
+    @property
+    def starts(self) -> int:
+        """How often it was started so far."""
+        waits = self.state in {UnitState.PENDING, UnitState.NOT_READY, UnitState.LEFT_OUT}
+        return len(self.attempts) + (0 if waits else 1)
+
+    @property
+    def history(self) -> str:
+        """What its earlier starts came to; empty when there were none."""
+        if not self.attempts:
+            return ""
+        times = "once" if self.starts == 1 else f"{self.starts} times"
+        return f"started {times}; before: {'; '.join(earlier(self.attempts))}"
 
     @property
     def measured(self) -> bool:
@@ -99,6 +128,10 @@ class System:
     """The owner's notes, apart from what was measured, already merged into `description`."""
     hint: str = ""
     """The next command or edit that helps a host that is not ready; may be empty."""
+    reason: Reason = Reason.NONE
+    """The cause for machines, where a host's state does not say it all."""
+    warnings: tuple[str, ...] = ()
+    """What preflight saw and let pass, and what makes the host's identity doubtful."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +159,42 @@ class SessionResults:
 
         A host counts when each of its planned units was measured and came home.
         """
-        hosts = {system.host for system in self.systems}
-        complete = {
-            host
-            for host in hosts
-            if (mine := [u for u in self.units if u.host == host]) and all(u.measured for u in mine)
-        }
-        measured = sum(unit.measured for unit in self.units)
-        text = f"{len(complete)} of {len(hosts)} hosts, {measured} of {len(self.units)} units"
+        complete, planned = len(self.systems) - len(self.missing_hosts), len(self.units)
+        measured = planned - len(self.missing_units)
+        text = f"{complete} of {len(self.systems)} hosts, {measured} of {planned} units"
         if invalid := sum(unit.invalid for unit in self.units):
             text += f" · {invalid} INVALID"
         return f"{text} · quick run, not submittable" if self.quick else text
+
+    @property
+    def missing_hosts(self) -> tuple[System, ...]:
+        """Hosts without units, or with a unit that was not measured, did not come home or cannot be read.
+
+        A host that is away now but whose units are all home is not missing.
+        """
+        planned = {unit.host for unit in self.units}
+        lacking = {unit.host for unit in self.missing_units}
+        return tuple(s for s in self.systems if s.host in lacking or s.host not in planned)
+
+    @property
+    def missing_units(self) -> tuple[UnitResult, ...]:
+        """Planned units without a result."""
+        return tuple(unit for unit in self.units if not unit.measured)
+
+    @property
+    def warnings(self) -> tuple[tuple[str, str], ...]:
+        """Host or unit, and what a reader of its numbers should know."""
+        return (
+            *((system.host, text) for system in self.systems for text in system.warnings),
+            *((unit.unit, text) for unit in self.units for text in unit.warnings),
+        )
+
+
+def earlier(attempts: Iterable[Attempt]) -> list[str]:
+    """How each earlier start ended, in words."""
+    return [f"{outcome(a.state, a.reason)}{f': {a.cause}' if a.cause else ''}" for a in attempts]
+
+
+def missing_as(system: System) -> str:
+    """The state and reason of a host that is missing; one that is ready lacks units, and its cause says how many."""
+    return "incomplete" if system.state is HostState.READY else outcome(system.state, system.reason)

@@ -1,9 +1,8 @@
 """The texts for people in a submission: how to reproduce, what is missing, what the numbers are not."""
 
 from fleet.mlperf.rules import BenchmarkRule, load_round
-from fleet.results.records import SessionResults
+from fleet.results.records import SessionResults, System, UnitResult, missing_as
 from fleet.submission.select import Entry, Left
-from fleet.terms import HostState
 
 
 def entry(results: SessionResults, one: Entry) -> str:
@@ -20,6 +19,8 @@ def entry(results: SessionResults, one: Entry) -> str:
         f"- backend: {one.performance.backend}",
         f"- performance unit: `{one.performance.unit}`; accuracy unit: `{one.accuracy.unit}`",
         *_label_lines(one.performance.labels),
+        *(f"- {unit.mode} unit: {text}" for unit in (one.performance, one.accuracy) for text in remarks(unit)),
+        *(f"- warning: {text}" for text in one.system.warnings),
         "",
         "## Model",
         "",
@@ -63,7 +64,6 @@ def source(results: SessionResults, rule: BenchmarkRule, entries: tuple[Entry, .
 
 def documentation(results: SessionResults, entries: tuple[Entry, ...], left: tuple[Left, ...]) -> str:
     """documentation/README.md: the first line says how much of the fleet is in it."""
-    missing = [s for s in results.systems if s.state is not HostState.READY]
     lines = [
         results.headline,
         "",
@@ -76,11 +76,19 @@ def documentation(results: SessionResults, entries: tuple[Entry, ...], left: tup
         "",
         "## Hosts that are missing",
         "",
-        *([f"- {s.host}: {s.state}: {s.cause or 'no cause known'}" for s in missing] or ["none"]),
+        *([f"- {host_text(s)}" for s in results.missing_hosts] or ["none"]),
         "",
         "## Units that are missing",
         "",
         *([f"- {one.unit}: {one.reason}" for one in left] or ["none"]),
+        "",
+        "## Started more than once",
+        "",
+        *([f"- {unit.unit}: {unit.history}" for unit in results.units if unit.history] or ["none"]),
+        "",
+        "## Warnings",
+        "",
+        *([f"- {name}: {text}" for name, text in results.warnings] or ["none"]),
     ]
     return _text(lines)
 
@@ -89,14 +97,24 @@ def quick(results: SessionResults) -> str:
     """The file at the root of a tree that nobody may upload."""
     return _text(
         [
-            "# Not submittable",
+            results.headline,
             "",
-            f"{results.headline}.",
+            "# Not submittable",
             "",
             f"Session `{results.session}` is a quick run: its tests are shorter than {results.round} demands. This tree",
             "shows what a submission of this fleet would look like. Run again without `--quick` for one to upload.",
         ]
     )
+
+
+def host_text(system: System) -> str:
+    """A missing host in a line."""
+    return f"{system.host}: {missing_as(system)}: {system.cause or 'no cause known'}"
+
+
+def remarks(unit: UnitResult) -> list[str]:
+    """Warnings and earlier starts of a unit whose number counts."""
+    return [*(f"warning: {text}" for text in unit.warnings), *([unit.history] if unit.history else [])]
 
 
 def _label_lines(labels: tuple[str, ...]) -> list[str]:

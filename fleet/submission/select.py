@@ -12,7 +12,7 @@ from fleet.mlperf.rules import BenchmarkRule, load_benchmark
 from fleet.results import verdict
 from fleet.results.records import SessionResults, System, UnitResult
 from fleet.submission.truncate import ACCURACY_LOG, ACCURACY_TEXT
-from fleet.terms import Division, Mode, Scenario, UnitState
+from fleet.terms import Division, Mode, Scenario
 
 REFUSED_LABELS = frozenset({RANDOM_WEIGHTS, SIMULATED})
 REFUSED_BACKENDS = frozenset({verdict.NULL_BACKEND})
@@ -110,8 +110,8 @@ def _rank(unit: UnitResult) -> float:
 
 def _reasons(unit: UnitResult, results: SessionResults, root: Path) -> list[str]:
     """Why the unit cannot be submitted; empty when it can."""
-    if unit.state is not UnitState.DONE:
-        return [f"{unit.state}: {unit.cause}" if unit.cause else str(unit.state)]
+    if not unit.measured:
+        return [f"{unit.outcome}: {unit.cause}" if unit.cause else unit.outcome]
     reasons = [f"labelled {label!r}: never submitted" for label in unit.labels if label in REFUSED_LABELS]
     if unit.backend in REFUSED_BACKENDS:
         reasons.append(f"backend {unit.backend} computes nothing: never submitted")
@@ -119,7 +119,7 @@ def _reasons(unit: UnitResult, results: SessionResults, root: Path) -> list[str]
     if not results.quick:
         if not unit.submittable:
             reasons += unit.not_submittable_because or (unit.cause or "not submittable",)
-        elif unit.mode is Mode.PERFORMANCE and (unit.summary is None or not unit.summary.valid):
+        elif unit.mode is Mode.PERFORMANCE and unit.summary is not None and not unit.summary.valid:
             reasons.append("LoadGen does not say VALID")
     return reasons + _file_reasons(unit, root)
 

@@ -1,5 +1,6 @@
 """Roles and playbooks: defaults are the manual, specs are the law, and names that code reads are really there."""
 
+import configparser
 import os
 import re
 import subprocess
@@ -44,7 +45,8 @@ def options(role: Path) -> dict[str, Any]:
 
 def tasks(role: Path) -> list[dict[str, Any]]:
     """Every task of a role, blocks opened."""
-    waiting, found = [*read(role / "tasks" / "main.yml")], []
+    waiting = [task for path in sorted((role / "tasks").glob("*.yml")) for task in read(path)]
+    found: list[dict[str, Any]] = []
     while waiting:
         task = waiting.pop(0)
         found.append(task)
@@ -104,7 +106,14 @@ def test_a_modules_documentation_is_its_argument_spec(role: Path) -> None:
                 assert set(task[path.stem]) == set(documented["options"])
 
 
-@pytest.mark.parametrize(("role_name", "task"), [("preflight", provision.PREFLIGHT), ("describe", provision.DESCRIBE)])
+@pytest.mark.parametrize(
+    ("role_name", "task"),
+    [
+        ("preflight", provision.PREFLIGHT),
+        ("describe", provision.DESCRIBE),
+        ("assets", provision.RESCUED),
+    ],
+)
 def test_tasks_whose_results_are_read_are_there(role_name: str, task: str) -> None:
     assert [item["name"] for item in tasks(TOP / "roles" / role_name)].count(task) == 1
 
@@ -117,6 +126,12 @@ def test_a_playbook_is_a_sentence(playbook: Path) -> None:
         assert play["strategy"] in {"free", "host_pinned"}
         for entry in play["roles"]:
             assert (TOP / "roles" / entry["role"]).is_dir()
+
+
+def test_plays_without_fleet_have_its_keepalives() -> None:
+    config = configparser.ConfigParser()
+    config.read(TOP / "playbooks" / "ansible.cfg")
+    assert config["ssh_connection"]["ssh_args"] == plays.KEEPALIVE
 
 
 def test_check_is_the_first_part_of_provision() -> None:

@@ -67,6 +67,10 @@ class Cgroup:
         except OSError:
             return []
 
+    def memory(self) -> int:
+        """Bytes that its processes and their files take."""
+        return int((self._memory / ("memory.current" if self._v2 else "memory.usage_in_bytes")).read_text())
+
     def freeze(self, frozen: bool) -> None:
         """Stop or continue every process at once; returns when the kernel says that it is so."""
         if not self._freezer.exists():

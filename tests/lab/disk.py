@@ -27,13 +27,13 @@ Subsystem sftp /usr/lib/openssh/sftp-server
 
 
 def write(
-    upper: Path, base: Path, *, name: str, hosts: dict[str, str], user: str, host_key: Path, public_key: str
+    upper: Path, base: Path, *, hostname: str, hosts: dict[str, str], user: str, host_key: Path, public_key: str
 ) -> None:
     """Fill an empty upper layer. ``hosts`` maps every host of the lab to its address."""
     for directory in ("etc/ssh", "home", "root"):
         (upper / directory).mkdir(parents=True)
     (upper / "root").chmod(0o700)
-    (upper / "etc/hostname").write_text(f"{name}\n")
+    (upper / "etc/hostname").write_text(f"{hostname}\n")
     (upper / "etc/machine-id").write_text(f"{secrets.token_hex(16)}\n")
     lines = ["127.0.0.1 localhost", *(f"{address} {host}" for host, address in hosts.items())]
     (upper / "etc/hosts").write_text("\n".join(lines) + "\n")

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from tests.lab import commands, network, rootfs
+from tests.lab import commands, network, rootfs, tmpfs
 from tests.lab.cgroups import Cgroup
 from tests.lab.commands import LabError
-from tests.lab.host import HostOptions, LabHost, Wiring
+from tests.lab.host import HostOptions, HostProcess, LabHost, Wiring, processes
 from tests.lab.record import NETNS, Record, clean_stale
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Lab:
 
     ``names`` replaces the default names. ``mounts`` maps a directory of this machine to an absolute path in every
     host, read-only. ``extra_layers`` are directories laid under every host's disk, over the base system. Per host
-    name: ``disk_mb`` is a disk of that size, ``memory_mb`` a limit on what its processes get, ``meminfo_mb`` what
+    name: ``hostname`` is what the host calls itself, ``disk_mb`` is a disk of that size, ``memory_mb`` a limit on what its processes get, ``meminfo_mb`` what
     its /proc/meminfo shows. ``unknown`` names hosts whose key the controller does not know.
     """
 
@@ -56,6 +56,7 @@ class Lab:
         names: Sequence[str] | None = None,
         mounts: Mapping[Path, str] | None = None,
         extra_layers: Sequence[Path] = (),
+        hostname: Mapping[str, str] | None = None,
         disk_mb: Mapping[str, int] | None = None,
         memory_mb: Mapping[str, int] | None = None,
         meminfo_mb: Mapping[str, int] | None = None,
@@ -65,11 +66,12 @@ class Lab:
         self.name = f"lab{secrets.token_hex(4)}"
         self.hub = f"{self.name}-hub"
         self._names = list(names) if names is not None else [f"h{index:02}" for index in range(1, count + 1)]
-        named = {*(disk_mb or {}), *(memory_mb or {}), *(meminfo_mb or {}), *unknown}
+        named = {*(hostname or {}), *(disk_mb or {}), *(memory_mb or {}), *(meminfo_mb or {}), *unknown}
         if strangers := named - set(self._names):
             raise LabError(f"no host of this lab: {', '.join(sorted(strangers))}")
         self._options = {
             name: HostOptions(
+                hostname=(hostname or {}).get(name, ""),
                 disk_mb=(disk_mb or {}).get(name),
                 memory_mb=(memory_mb or {}).get(name),
                 meminfo_mb=(meminfo_mb or {}).get(name),
@@ -165,7 +167,7 @@ class Lab:
         atexit.unregister(self.stop)
         self._record.clean()
         for host in self.hosts.values():
-            host.reap()
+            host.end()
         self._record = None
 
     @property
@@ -225,6 +227,16 @@ Host *
     def forget(self, name: str) -> None:
         """Take one host's key out of the controller's known hosts, until the next ``heal``."""
         self._write_known_hosts(without={*self._unknown, name})
+
+    def small_disk(self, folder: Path, size_mb: int) -> None:
+        """Lay an empty disk of that size over a folder of the controller's place, until the lab is down."""
+        self.record.mounts.append(str(folder))
+        self.record.save()
+        tmpfs.mount(folder, size_mb)
+
+    def processes(self) -> list[HostProcess]:
+        """What runs at the controller's place."""
+        return processes(self._controller)
 
     def popen(
         self,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import ctypes
+import fcntl
 import ipaddress
 import os
+import socket
+import struct
 import subprocess
 import threading
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +23,8 @@ _T = TypeVar("_T")
 _NETWORK = ipaddress.ip_network("10.66.0.0/16")
 _FIRST_HOST = 10
 _CLONE_NEWNET = 0x40000000
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_STXCSUM = 0x17
 
 
 def address(index: int) -> str:
@@ -47,6 +53,35 @@ def create(hub: str, hosts: dict[int, str]) -> None:
 def plug(hub: str, index: int, up: bool) -> None:
     """Plug the host's cable in or out, at the hub's end: the host itself notices only a lost carrier."""
     _batch(hub, [f"link set {_port(index)} {'up' if up else 'down'}"])
+
+
+def divert(hub: str, index: int, host: str) -> tuple[str, str]:
+    """Cut the host's cable in two at the hub; returns the two ends that somebody must now join, frame by frame."""
+    near, far, port = _port(index), f"r{index}", f"b{index}"
+    # A frame that is carried by hand must be whole: no checksum left to hardware, and so none longer than the cable
+    # allows.
+    inside(host, lambda: _checksums_by_hardware("eth0", on=False), 10)
+    _batch(hub, [f"link add {port} type veth peer name {far}"])
+    inside(hub, lambda: _checksums_by_hardware(port, on=False), 10)
+    # Without ARP the hub itself does not answer at the ends: it has the bridge's address everywhere.
+    ends = [f"link set {end} addrgenmode none arp off up" for end in (near, far)]
+    _batch(
+        hub, [f"link set {near} nomaster", *ends, f"link set {port} addrgenmode none", f"link set {port} master br0 up"]
+    )
+    return near, far
+
+
+def join(hub: str, index: int, host: str) -> None:
+    """Make one cable of it again."""
+    _batch(hub, [f"link del b{index}", f"link set {_port(index)} arp on", f"link set {_port(index)} master br0"])
+    inside(host, lambda: _checksums_by_hardware("eth0", on=True), 10)
+
+
+def _checksums_by_hardware(interface: str, *, on: bool) -> None:
+    command = array.array("I", [_ETHTOOL_STXCSUM, int(on)])
+    place, _ = command.buffer_info()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, struct.pack("16sP", interface.encode(), place))
 
 
 def inside(namespace: str, function: Callable[[], _T], timeout: float) -> _T:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 RELEASE = "bookworm"
-PACKAGES = ("openssh-server", "python3", "python3-venv", "sudo", "procps", "iproute2", "ca-certificates")
+PACKAGES = ("openssh-server", "python3", "python3-venv", "sudo", "procps", "iproute2", "ca-certificates", "tcc")
 PYTHON = (3, 11)  # of RELEASE: wheels for the hosts are chosen by it
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _RECIPE = 1  # raise it when _polish changes, so that older caches are not used

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -204,6 +205,19 @@ def test_teardown_leaves_nothing_behind(make_lab: MakeLab) -> None:
     assert time.monotonic() - begun < 3
     assert record.leftovers() == []
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.scale
+def test_forty_eight_hosts_cost_little_and_can_be_used_again(large_lab: Lab) -> None:
+    with ThreadPoolExecutor(len(large_lab.hosts)) as pool:
+        names = list(pool.map(lambda name: large_lab.ssh(name, "hostname", connect_timeout=30).stdout, large_lab.hosts))
+    assert names == [f"{name}\n" for name in large_lab.hosts]
+    # About 2 MB of it are sshd and the host's first process.
+    assert sum(host.memory() for host in large_lab.hosts.values()) / len(large_lab.hosts) < 8e6
+    large_lab["h17"].freeze()
+    large_lab["h48"].power_off()
+    large_lab.heal()
+    assert all(large_lab.ssh(name, "true").returncode == 0 for name in ("h17", "h48"))
 
 
 def test_a_failed_start_leaves_nothing_behind(lab_possible: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001

@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fleet.harness.contract import FileEntry, RunManifest, RunSpec, write_json
+from fleet.handoff import Plan, UnitRecord
+from fleet.harness.contract import FileEntry, RunManifest, RunSpec, UnitState, UnitStatus, write_json
+from fleet.session import Session
+from tests.unit.fakes import scene
 from tests.unit.results.session_files import Unit
 from tests.unit.results.session_files import spec as make_spec
 
@@ -54,3 +57,30 @@ def entry(path: Path) -> FileEntry:
 
 def spec_of(unit: str) -> RunSpec:
     return replace(make_spec("h01", Unit()), unit=unit)
+
+
+def planned(base: Path, *units: str, state: UnitState = UnitState.DONE) -> Session:
+    """A session whose run stage has been; `units` by full name."""
+    session = scene(base).session
+    session.write(session.run / "plan.json", Plan(quick=False, units=tuple(spec_of(unit) for unit in units)))
+    for unit in units:
+        record(session, unit, state)
+    return session
+
+
+def record(session: Session, unit: str, state: UnitState, cause: str = "") -> None:
+    """What run left of a unit."""
+    value = UnitRecord(
+        unit=unit, host="h01", state=state, cause=cause,
+        status=None if state is UnitState.NOT_READY else UnitStatus(unit=unit, state=state),
+    )  # fmt: skip
+    session.write(session.run / "units" / f"{unit}.json", value)
+
+
+def archive_of(folder: Path, unit: str) -> bytes:
+    """What the host's `pack` makes of a unit's folder."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for path in sorted((folder / unit).rglob("*")):
+            archive.add(path, arcname=f"{unit}/{path.relative_to(folder / unit)}", recursive=False)
+    return stream.getvalue()

@@ -92,6 +92,8 @@ class PackingConnection(FakeConnection):
     breaks_after: int | None = None
     """Bytes after which the next transfer breaks off, once."""
     copied: list[str] = field(default_factory=list)
+    homed: list[str] = field(default_factory=list)
+    """Units that it was told are home."""
     sends: bool = False
     """It has the verb `send`, and writes no archive."""
 
@@ -99,8 +101,12 @@ class PackingConnection(FakeConnection):
         if command.startswith("read up"):
             return super().run(command, timeout=timeout, stdin=stdin, stalled=stalled)
         assert timeout > 0
-        self.commands.append(command)
         words = shlex.split(command)
+        if words[0] == "nice":
+            assert words[5] == "home"
+            self.homed.append(words[-1])
+            return Answer(rc=0, out="{}", err="")
+        self.commands.append(command)
         if words[0] in {"rm", "true"}:
             return Answer(rc=0, out="", err="")
         # What takes long gives signs of life.

@@ -15,41 +15,14 @@ from typing import Any
 import pytest
 
 from fleet import collect, handoff
-from fleet.handoff import Collected, Plan, UnitRecord
+from fleet.handoff import Collected, Plan
 from fleet.harness import packing
-from fleet.harness.contract import UnitState, UnitStatus
+from fleet.harness.contract import UnitState
 from fleet.inventory import reach
-from fleet.session import Session
 from fleet.terms import HostState
-from tests.unit.collecting import UNIT, member, packed, spec_of, unit_folder
-from tests.unit.fakes import PackingConnection, RecordingWatch, scene
+from tests.unit.collecting import UNIT, archive_of, member, packed, planned, record, spec_of, unit_folder
+from tests.unit.fakes import PackingConnection, RecordingWatch
 from tests.unit.harness.units import TOP
-
-
-def planned(base: Path, *units: str, state: UnitState = UnitState.DONE) -> Session:
-    """A session whose run stage has been; `units` by full name."""
-    session = scene(base).session
-    session.write(session.run / "plan.json", Plan(quick=False, units=tuple(spec_of(unit) for unit in units)))
-    for unit in units:
-        record(session, unit, state)
-    return session
-
-
-def record(session: Session, unit: str, state: UnitState, cause: str = "") -> None:
-    value = UnitRecord(
-        unit=unit, host="h01", state=state, cause=cause,
-        status=None if state is UnitState.NOT_READY else UnitStatus(unit=unit, state=state),
-    )  # fmt: skip
-    session.write(session.run / "units" / f"{unit}.json", value)
-
-
-def archive_of(folder: Path, unit: str) -> bytes:
-    """What the host's `pack` makes of a unit's folder."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        for path in sorted((folder / unit).rglob("*")):
-            archive.add(path, arcname=f"{unit}/{path.relative_to(folder / unit)}", recursive=False)
-    return stream.getvalue()
 
 
 @pytest.fixture

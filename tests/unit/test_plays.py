@@ -2,7 +2,11 @@
 
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +97,27 @@ def test_a_failed_item_is_the_cause_not_the_loop() -> None:
     assert outcomes["a"].cause == "preflight: Do it: the model is damaged"
 
 
+def test_a_failure_that_the_role_rescued_is_none() -> None:
+    outcomes, _ = settled(
+        task("runner_on_failed", "a", "Fetch", res={"msg": "no such file"}),
+        task("runner_on_start", "a", "Note"),
+        task("runner_on_ok", "a", "Note", res={"ansible_facts": {"assets_failed": {"x": "no such file"}}}),
+        stats("a", "b"),
+    )
+    assert (outcomes["a"].state, outcomes["a"].cause) == (HostState.READY, "")
+    assert outcomes["a"].results["Note"]["ansible_facts"] == {"assets_failed": {"x": "no such file"}}
+
+
+def test_a_failure_after_a_rescue_is_the_cause() -> None:
+    outcomes, _ = settled(
+        task("runner_on_failed", "a", "Fetch", res={"msg": "no such file"}),
+        task("runner_on_start", "a", "Describe"),
+        task("runner_on_failed", "a", "Describe", res={"msg": "out of memory"}),
+        stats("a", "b"),
+    )
+    assert (outcomes["a"].state, outcomes["a"].cause) == (HostState.FAILED, "preflight: Describe: out of memory")
+
+
 def test_an_ignored_failure_is_none() -> None:
     outcomes, _ = settled(task("runner_on_failed", "a", res={"msg": "no"}, ignore_errors=True), stats("a", "b"))
     assert outcomes["a"].state is HostState.READY
@@ -123,6 +148,36 @@ def test_an_unreachable_host_holds_nobody_up() -> None:
     assert (outcomes["a"].state, outcomes["a"].cause) == (HostState.UNREACHABLE, "Connection timed out")
     assert (outcomes["b"].state, outcomes["b"].cause) == (HostState.UNREACHABLE, "no answer over ssh")
     assert [event.kind for event in seen] == ["unreachable", "unreachable"]
+
+
+CHANGED = """Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!
+Host key verification failed."""
+BANNER = """Failed to connect to the host via ssh: ########################
+# All activity is logged. #
+########################
+{}"""
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "cause"),
+    [
+        (CHANGED, HostState.CHANGED_KEY, "its host key changed"),
+        ("No ED25519 host key is known for h.\nHost key verification failed.", HostState.UNKNOWN_KEY, "its host key is not"),
+        (BANNER.format("ssh: connect to host h port 22: Connection refused"), HostState.UNREACHABLE, "ssh: connect to host h port 22"),
+        (BANNER.format("me@h: Permission denied (publickey)."), HostState.UNREACHABLE, "me@h: Permission denied"),
+        (BANNER.format(""), HostState.UNREACHABLE, "# All activity is logged. #"),
+        ("Data could not be sent to remote host\nmore", HostState.UNREACHABLE, "Data could not be sent to remote host"),
+    ],
+)  # fmt: skip
+def test_what_ssh_says_is_the_cause_and_no_banner(said: str, state: HostState, cause: str) -> None:
+    outcomes, _ = settled(task("runner_on_unreachable", "a", res={"msg": said}), stats("a", "b"))
+    assert outcomes["a"].state is state
+    assert outcomes["a"].cause.startswith(cause)
+    assert "\n" not in outcomes["a"].cause
+    assert bool(outcomes["a"].hint) == (state is not HostState.UNREACHABLE)
 
 
 def test_a_host_that_never_ran_is_not_ready() -> None:
@@ -244,3 +299,52 @@ def test_a_play_that_cannot_start_is_a_play_error(tmp_path: Path, monkeypatch: p
     )
     with pytest.raises(PlayError, match="no_such_role"):
         AnsiblePlays().run(request, lambda _: None)
+
+
+SLEEPS = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.shell: echo $$ > {pid}; exec sleep 300
+"""
+CONTROLLER = """
+import sys
+from pathlib import Path
+from fleet import content
+from fleet.plays import AnsiblePlays, PlayRequest
+inventory, folder, playbook = map(Path, sys.argv[1:])
+content.playbook = lambda _: playbook
+AnsiblePlays().run(PlayRequest(playbook="x", inventory=inventory, hosts=["here"], folder=folder), lambda _: None)
+"""
+
+
+def gone(pid: int) -> bool:
+    """Whether a process is no more; one that nobody has asked for counts as gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_ansible_ends_with_its_controller_however_that_ends(tmp_path: Path, number: signal.Signals) -> None:
+    made, slept = local(tmp_path), tmp_path / "slept"
+    playbook = tmp_path / "sleeps.yml"
+    playbook.write_text(SLEEPS.format(pid=slept), encoding="utf-8")
+    arguments = [str(made.session.inventory / "hosts.yml"), str(tmp_path / "plays"), str(playbook)]
+    with subprocess.Popen([sys.executable, "-c", CONTROLLER, *arguments], stderr=subprocess.DEVNULL) as controller:
+        wait_for(lambda: slept.is_file() and slept.read_text(encoding="ascii").strip().isdigit())
+        ansible = int((tmp_path / "plays" / "ansible-playbook.pid").read_text(encoding="ascii"))
+        task_pid = int(slept.read_text(encoding="ascii"))
+        assert not gone(ansible)
+        assert not gone(task_pid)
+        controller.send_signal(number)
+        controller.wait(30)
+    wait_for(lambda: gone(ansible) and gone(task_pid), 20)

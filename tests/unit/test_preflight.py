@@ -59,6 +59,13 @@ def test_the_minima_hold_a_model_and_one_sample() -> None:
     assert preflight.minima(rule(), entry("null"))["model_gib"] == 0
 
 
+def test_a_run_without_the_checkpoint_needs_no_room_for_it() -> None:
+    def disk(made: BenchmarkEntry) -> Any:
+        return preflight.minima(rule(weights_gib=20), made)["disk_gib"]
+
+    assert (disk(entry()), disk(entry("null")), disk(entry(weights="random"))) == (30.0, 10.0, 10.0)
+
+
 def test_tensorrt_needs_a_driver_its_package_and_more_disk() -> None:
     found = preflight.minima(rule(gpu_memory_gib=8), entry("tensorrt", dtype="bfloat16"))
     assert (found["driver"], found["module"], found["disk_gib"]) == (580, "tensorrt", 40.0)

@@ -222,6 +222,46 @@ def test_variables_of_other_roles_make_no_other_environment(tmp_path: Path, own:
     )
 
 
+def rescued(**failed: str) -> dict[str, dict[str, Any]]:
+    """What a play says where the assets role gave up on some benchmarks."""
+    named = {name.replace("_", "-"): said for name, said in failed.items()}
+    return {
+        provision.PREFLIGHT: PREFLIGHT | {"cannot": {}},
+        provision.RESCUED: {"ansible_facts": {"assets_failed": named}},
+        provision.DESCRIBE: {"stdout": json.dumps(asdict(facts("aws-g5-xlarge")))},
+    }
+
+
+def test_a_benchmark_without_its_files_holds_back_no_other(tmp_path: Path) -> None:
+    made = scene(tmp_path, MINIMAL.replace("[{name: tiny-bert}]", "[{name: tiny-bert}, {name: tiny-gptj}]"))
+    plays = FakePlays({"h01": outcome(results=rescued(tiny_gptj="a warning\nhttp://x/y: its md5 is wrong\n\n"))})
+    (found,) = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert (found.state, found.cause) == (HostState.READY, "")
+    assert found.cannot == {"tiny-gptj": "http://x/y: its md5 is wrong"}
+    assert (made.session.provision / "facts" / "h01.json").is_file()
+
+
+def test_a_host_with_no_benchmark_left_has_failed(tmp_path: Path) -> None:
+    made = scene(tmp_path)
+    plays = FakePlays({"h01": outcome(results=rescued(tiny_bert="a: No space left on device"))})
+    (found,) = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert (found.state, found.cause) == (HostState.FAILED, "tiny-bert: a: No space left on device")
+    assert found.hint == "free space on h01, then: fleet provision"
+
+
+def test_what_holds_no_model_is_sent_no_weights(tmp_path: Path) -> None:
+    def asked(entry: str) -> list[str]:
+        made = scene(tmp_path / str(len(list(tmp_path.iterdir()))), MINIMAL.replace("{name: tiny-bert}", entry))
+        (found,) = provision.variables(made.session, made.campaign, describe=True)["assets_benchmarks"]
+        return [source["file"] for source in found["sources"]]
+
+    small = ["cnn_eval", "punkt_tab.zip", "tokenizer"]
+    assert asked("{name: gptj-99}") == [*small, "checkpoint"]
+    assert asked("{name: gptj-99, backend_options: {weights: random}}") == small
+    assert asked("{name: gptj-99, backend: 'null'}") == small
+    assert asked("{name: llama3.1-8b-edge, backend: 'null'}") == ["articles", "punkt_tab.zip"]
+
+
 def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:
     made = scene(tmp_path)
     events = [

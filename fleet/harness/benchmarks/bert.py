@@ -338,7 +338,7 @@ def _bring_model(assets: Path, config: dict[str, Any], known: dict[str, Any]) ->
     converted = folder / convert.SAFETENSORS
     folder.mkdir(exist_ok=True)
     replaced = {checkpoint[0].name, converted.name} if foreign else set()
-    _link(source, folder, {_DATASET, _CONFIG, *convert.PICKLES} | replaced)
+    convert.link(source, folder, {_DATASET, _CONFIG, *convert.PICKLES} | replaced)
     digests = {path.name: _sha256(path) for path in checkpoint}
     key = _digest(config, digests)
     if known.get("key") == key and _are_there(assets, known["files"]):
@@ -362,21 +362,6 @@ def _bring_model(assets: Path, config: dict[str, Any], known: dict[str, Any]) ->
             "type": _TYPES.get(kind, kind.lower()),
         },
     }
-
-
-def _link(source: Path, folder: Path, leave_out: set[str]) -> None:
-    """Links in `folder` to the files of `source`, and no other links."""
-    wanted = {path.name for path in source.iterdir() if path.is_file()} - leave_out
-    for path in folder.iterdir():
-        if path.is_symlink() and path.name not in wanted:
-            path.unlink()
-    for name in wanted:
-        link, target = folder / name, Path("..") / source.name / name
-        if not link.is_symlink() or link.readlink() != target:
-            partial = folder / f"{name}.partial"
-            partial.unlink(missing_ok=True)
-            partial.symlink_to(target)
-            partial.replace(link)
 
 
 def prepare(name: str, assets: Path) -> dict[str, str]:  # noqa: ARG001 - the protocol's arguments

@@ -111,7 +111,8 @@ def prepare(name: str, assets: Path) -> dict[str, str]:
             return samples, [_given(source / file, number, entry["tok_input"]) for number, entry in enumerate(entries)]
         return samples, [ids for _, ids in encode(tokenizer, [sample.prompt for sample in samples])]
 
-    return prepare_once(assets, [source / file, source / "tokenizer.json", source / SPLITTER], make)
+    weights = sorted(source.glob("*.safetensors"))
+    return prepare_once(assets, [source / file, source / "tokenizer.json", source / SPLITTER], weights, make)
 
 
 def _given(path: Path, number: int, tokens: Any) -> list[int]:

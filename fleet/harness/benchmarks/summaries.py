@@ -157,11 +157,14 @@ def write_dataset(assets: Path, samples: Iterable[Summary], tokens: Sequence[Seq
 
 
 def prepare_once(
-    assets: Path, sources: Sequence[Path], make: Callable[[], tuple[list[Summary], list[list[int]]]]
+    assets: Path,
+    sources: Sequence[Path],
+    weights: Sequence[Path],
+    make: Callable[[], tuple[list[Summary], list[list[int]]]],
 ) -> dict[str, str]:
     """What `make` gives, written into `assets`; nothing when it was made from the same `sources` already.
 
-    Weights that lie beside the sources are hashed too, once. Returns file name to sha256 of dataset and weights.
+    The files of the checkpoint, `weights`, are hashed too, once. Returns file name to sha256 of dataset and weights.
     Raises ValueError when a source is missing.
     """
     for path in sources:
@@ -172,19 +175,19 @@ def prepare_once(
     files: dict[str, str] = known.get("files", {}) if known.get("sources") == origin else {}
     if not files or any(not (assets / name).is_file() or sha256(assets / name) != files[name] for name in files):
         files = write_dataset(assets, *make())
-    weights = {}
-    for path in sorted(sources[0].parent.glob("*.safetensors")):
+    hashed = {}
+    for path in weights:
         # Tens of GB: read again only when they have changed.
         state = [path.stat().st_size, path.stat().st_mtime_ns]
         before = known.get("weights", {}).get(path.name)
         same = before is not None and before["state"] == state
-        weights[path.name] = before if same else {"state": state, "sha256": sha256(path)}
-    made = {"sources": origin, "files": files, "weights": weights}
+        hashed[path.name] = before if same else {"state": state, "sha256": sha256(path)}
+    made = {"sources": origin, "files": files, "weights": hashed}
     if made != known:
         partial = (assets / _RECORD).with_suffix(".partial")
         partial.write_text(json.dumps(made), encoding="utf-8")
         partial.replace(assets / _RECORD)
-    return files | {name: str(each["sha256"]) for name, each in weights.items()}
+    return files | {name: str(each["sha256"]) for name, each in hashed.items()}
 
 
 def _record(assets: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 DOCUMENTATION = """
@@ -32,12 +33,21 @@ options:
         backends driver, the oldest NVIDIA driver's major version, and module, the Python module that must load.
   spare_gib: {type: float, default: 0.25, description: Free GiB that must remain on a converged host.}
   on_battery: {type: str, default: warn, choices: [warn, stop, ignore], description: A laptop on battery.}
+  conditions:
+    type: dict
+    default: {}
+    description: battery, sleep and thermal to warn, stop or ignore; battery goes before on_battery.
   python_env_digest: {type: str, default: "", description: Fingerprint of the environment that is wanted.}
   harness_digest: {type: str, default: "", description: Fingerprint of the harness that is to describe the host.}
 author: [mlperf-fleet]
 """
 
 GIB = 2**30
+CONDITIONS = {
+    "battery": "on battery: {}plug the charger in",
+    "sleep": "it has slept for {:.0f} min since its boot, and a unit would end there: turn suspend off",
+    "thermal": "it slows down for its heat: let it cool",
+}
 
 
 def meminfo() -> dict[str, int]:
@@ -140,28 +150,86 @@ def link_name(path: Path) -> str:
 
 def stamps(work_dir: Path) -> dict[str, object]:
     """What provision finished here earlier."""
-    assets = {}
+    assets, weights = {}, {}
     for path in sorted(work_dir.glob("assets/*/.complete")):
-        assets[path.parent.name] = path.read_text(encoding="utf-8").strip()
+        found = stamp(path.read_text(encoding="utf-8").strip())
+        assets[path.parent.name] = found["digest"]
+        if found.get("weights"):
+            weights[path.parent.name] = found["weights"]
     return {
         "python_env": environment(work_dir),
         "harness": link_name(work_dir / "harness" / "current"),
         "assets": assets,
+        "weights": weights,
     }
 
 
-def on_battery() -> bool:
-    """True when a battery is there and the mains are not."""
-    kinds = {}
-    for supply in sorted(Path("/sys/class/power_supply").glob("*")):
-        try:
-            kind = (supply / "type").read_text(encoding="ascii").strip()
-            kinds.setdefault(kind, []).append(
-                (supply / ("online" if kind == "Mains" else "status")).read_text().strip()
-            )
-        except OSError:
-            continue
-    return "Battery" in kinds and "1" not in kinds.get("Mains", []) and "Discharging" in kinds["Battery"]
+def stamp(text: str) -> dict[str, str]:
+    """`digest` and, from JSON, `weights` of a `.complete`; older harnesses wrote the digest alone."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {"digest": text}
+    return {"digest": text} if not isinstance(found, dict) else {"digest": "", **found}
+
+
+def peek(path: Path) -> str:
+    """A file's text, empty when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def on_battery(root: Path = Path("/")) -> bool:
+    """Whether the machine runs on a battery of its own, as fleet.harness.probes has it; that is not here yet."""
+    keys = ("type", "scope", "online", "status")
+    folders = sorted((root / "sys/class/power_supply").glob("*"))
+    supplies = [{key: peek(folder / key) for key in keys} for folder in folders]
+    # A mouse's battery is a power supply too, with scope Device.
+    system = [supply for supply in supplies if supply["scope"] != "Device"]
+    batteries = [supply for supply in system if supply["type"] == "Battery"]
+    mains = [supply for supply in system if supply["type"] in {"Mains", "USB"}]
+    if not batteries or any(supply["online"] == "1" for supply in mains):
+        return False
+    return any(supply["status"] == "Discharging" for supply in batteries) or any(
+        supply["type"] == "Mains" for supply in mains
+    )
+
+
+def throttle_count(root: Path = Path("/")) -> int:
+    """How often the processors have slowed down for heat since the boot."""
+    texts = map(peek, (root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count"))
+    return sum(int(text) for text in texts if text.isdecimal())
+
+
+def is_hot(before: int, cards: list, root: Path = Path("/")) -> bool:
+    """Whether processors have slowed down for heat since they had done so `before` times, or a GPU does now."""
+    if throttle_count(root) > before:
+        return True
+    if not cards:
+        return False
+    wanted = "clocks_throttle_reasons.hw_thermal_slowdown,clocks_throttle_reasons.sw_thermal_slowdown"
+    command = ["nvidia-smi", f"--query-gpu={wanted}", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return any(word.strip() == "Active" for word in told.replace("\n", ",").split(","))
+
+
+def conditions(before: int, cards: list, root: Path = Path("/")) -> dict[str, str]:
+    """What would slow a run down or end it, in words, by its name: battery, sleep, thermal."""
+    found = {}
+    if on_battery(root):
+        found["battery"] = CONDITIONS["battery"].format("results will be slower, ")
+    # Suspended time counts in one of these clocks only.
+    slept = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    if slept > 60:  # noqa: PLR2004 - less was a clock, or a test of somebody's
+        found["sleep"] = CONDITIONS["sleep"].format(slept / 60)
+    if is_hot(before, cards, root):
+        found["thermal"] = CONDITIONS["thermal"]
+    return found
 
 
 def description(work_dir: Path) -> str:
@@ -198,13 +266,12 @@ def problems(work_dir: Path, free: int, params: dict, done: dict[str, object]) -
         found.append(f"{free / GIB:.2f} GiB free for {work_dir}, {wanted} needed: free some space there")
     if not converged(params, done) and (running := busy(work_dir)):
         found.append(f"{running} is still running here, and its environment would be replaced: wait for it")
-    if params["on_battery"] == "stop" and on_battery():
-        found.append("on battery: plug the charger in")
     return found
 
 
 def look(params: dict) -> dict[str, object]:
     """The module's answer; `msg` says what stands in the way, and is empty where nothing does."""
+    throttled = throttle_count()
     work_dir = Path(params["work_dir"]).expanduser()
     memory = meminfo()
     free = free_bytes(work_dir)
@@ -220,8 +287,11 @@ def look(params: dict) -> dict[str, object]:
         for name, need in params["needs"].items():
             answers[name] = answers[name] or (missing(work_dir, need["module"]) if need.get("module") else "")
     cannot = {name: reason for name, reason in answers.items() if reason}
-    warnings = ["on battery: results will be slower"] if params["on_battery"] == "warn" and on_battery() else []
+    policy = {"battery": params["on_battery"], **(params.get("conditions") or {})}
+    seen = conditions(throttled, cards)
+    warnings = [text for name, text in seen.items() if policy.get(name, "warn") == "warn"]
     found = problems(work_dir, free, params, done)
+    found += [text for name, text in seen.items() if policy.get(name, "warn") == "stop"]
     if cannot and len(cannot) == len(params["needs"]):
         found.extend(f"{name}: {reason}" for name, reason in cannot.items())
     facts = {
@@ -251,6 +321,7 @@ def main() -> None:
             "needs": {"type": "dict", "required": True},
             "spare_gib": {"type": "float", "default": 0.25},
             "on_battery": {"type": "str", "default": "warn", "choices": ["warn", "stop", "ignore"]},
+            "conditions": {"type": "dict", "default": {}},
             "python_env_digest": {"type": "str", "default": ""},
             "harness_digest": {"type": "str", "default": ""},
         },

@@ -1,10 +1,27 @@
 """Rows that people read, from what stages found."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from fleet.cli import tables
-from fleet.handoff import Readiness, UnitRecord
-from fleet.terms import HostState, UnitState
+from fleet.errors import ExitCode
+from fleet.handoff import Attempt, Readiness, UnitRecord
+from fleet.results.load import load
+from fleet.results.records import SessionResults
+from fleet.terms import HostState, Reason, UnitState
+from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build
 
 HOURS = 3600.0
+LOST = Attempt(state=UnitState.UNREACHABLE, reason=Reason.UNREACHABLE, cause="no answer for 25 s", ended_at=1.0)
+
+
+def rows(results: SessionResults) -> list[dict[str, str]]:
+    """The results' table, without the columns of numbers."""
+    columns, found = tables.results(results)
+    return [
+        {name: cell for name, cell in zip(columns, row, strict=True) if name in {"host", "verdict", "why", "remarks"}}
+        for row in found
+    ]
 
 
 def test_each_benchmark_has_an_answer_per_host() -> None:
@@ -35,3 +52,62 @@ def test_labels_stand_behind_a_units_name_whatever_became_of_it() -> None:
         unit="a.bert-99.Offline.performance", host="a", state=UnitState.FAILED, cause="x", labels=("random weights",)
     )
     assert tables.units([failed])[1] == [["a.bert-99.Offline.performance (random weights)", "failed", "x"]]
+
+
+def test_a_units_reason_and_its_earlier_starts_are_told() -> None:
+    killed = UnitRecord(
+        unit="u", host="a", state=UnitState.FAILED, reason=Reason.OUT_OF_MEMORY, cause="SIGKILL", attempts=(LOST,)
+    )
+    waits = UnitRecord(unit="v", host="a", state=UnitState.PENDING, attempts=(LOST, LOST))
+    assert tables.units([killed, waits])[1] == [
+        ["u", "failed (out-of-memory)", "SIGKILL; start 2; before: unreachable: no answer for 25 s"],
+        ["v", "pending", "start 3; before: unreachable: no answer for 25 s; unreachable: no answer for 25 s"],
+    ]
+
+
+def test_results_without_anything_to_remark_have_no_such_column(tmp_path: Path) -> None:
+    results = load(build(tmp_path, [Host(name="a", units=ALL_FOUR)]))
+    assert rows(results) == [{"host": "a", "verdict": "submittable", "why": ""}] * 2
+    assert tables.results_code(results) is ExitCode.OK
+
+
+def test_every_host_and_unit_has_its_row_with_state_reason_and_cause(tmp_path: Path) -> None:
+    offline, single, *accuracy = ALL_FOUR
+    hosts = [
+        Host(name="a", warnings=("no swap",), units=(replace(offline, conditions={"battery": 9.0}), single, *accuracy)),
+        Host(name="b", units=(replace(offline, state=UnitState.FAILED, reason=Reason.NO_SPACE, cause="disk full"),)),
+        Host(name="c", units=(replace(offline, collected=False, attempts=(LOST,)), accuracy[0])),
+        Host(name="d", state=HostState.LEFT_OUT, cause="--exclude d"),
+    ]
+    results = load(build(tmp_path, hosts))
+    assert rows(results) == [
+        {
+            "host": "a",
+            "verdict": "submittable",
+            "why": "",
+            "remarks": "performance: on battery for 9 s; no swap",
+        },
+        {"host": "a", "verdict": "submittable", "why": "", "remarks": ""},
+        {"host": "b", "verdict": "failed (no-space)", "why": "disk full", "remarks": ""},
+        {
+            "host": "c",
+            "verdict": "performance: no result (corrupt-files)",
+            "why": "collected, but files are missing or changed",
+            "remarks": "performance: started 2 times; before: unreachable: no answer for 25 s",
+        },
+        {"host": "d", "verdict": "left-out", "why": "--exclude d", "remarks": ""},
+    ]
+    assert tables.results_code(results) is ExitCode.MISSING
+
+
+def code_of(tmp_path: Path, *hosts: Host) -> ExitCode:
+    return tables.results_code(load(build(tmp_path, list(hosts))))
+
+
+def test_the_exit_code_follows_the_sums(tmp_path: Path) -> None:
+    whole, gone = Host(name="a", units=ALL_FOUR), Host(name="b", units=(Unit(collected=False),))
+    away = Host(name="c", state=HostState.UNREACHABLE, units=ALL_FOUR)
+    assert code_of(tmp_path / "away", whole, away) is ExitCode.OK
+    assert code_of(tmp_path / "gone", whole, gone) is ExitCode.MISSING
+    assert code_of(tmp_path / "out", whole, Host(name="d", state=HostState.LEFT_OUT)) is ExitCode.MISSING
+    assert code_of(tmp_path / "bad", Host(name="a", units=(Unit(log="offline-invalid"),))) is ExitCode.INVALID

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,8 +188,17 @@ def test_assets_are_prepared_once_per_digest(tmp_path: Path, monkeypatch: pytest
                 raise ValueError("damaged")
             return {}
 
+        @staticmethod
+        def open(_name: str, _folder: Path) -> SimpleNamespace:
+            return SimpleNamespace(model={"weights_sha256": "abc"})
+
     monkeypatch.setitem(__import__("sys").modules, "fleet.harness.benchmarks.probe", Module)
     assert assets.prepare(tmp_path, "b", "probe", "one") is True
+    assert assets.prepare(tmp_path, "b", "probe", "one") is False
+    stamp = tmp_path / "assets" / "b" / ".complete"
+    assert assets.read_stamp(stamp) == {"digest": "one", "weights": "abc"}
+    # As harnesses wrote it before they knew the weights.
+    stamp.write_text("one\n", encoding="utf-8")
     assert assets.prepare(tmp_path, "b", "probe", "one") is False
     assert assets.prepare(tmp_path, "b", "probe", "two") is True
     with pytest.raises(ValueError, match="damaged"):
@@ -240,7 +250,7 @@ def test_after_an_endpoint_failed_nothing_more_is_asked_and_all_is_answered(
     completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     firsts: list[int] = []
-    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, _: firsts.extend(ids))
+    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, *_: firsts.extend(ids))
     backend = Served(broken=5)
     sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SERVER)
     for index in range(20):
@@ -257,7 +267,7 @@ def test_samples_that_a_generating_backend_left_have_begun_too(
     completed: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     firsts: list[int] = []
-    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, _: firsts.extend(ids))
+    monkeypatch.setattr(loadgen, "first_tokens", lambda ids, *_: firsts.extend(ids))
     backend = Recording()
     backend.predict = lambda samples: samples[:0]  # type: ignore[method-assign,assignment,return-value]
     sut = SystemUnderTest(Tokens(), backend, loaded(Tokens()), Scenario.SINGLE_STREAM)

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -285,3 +286,23 @@ def test_connect_knows_local_hosts() -> None:
     assert isinstance(connection, LocalConnection)
     connection.close()
     connection.close()
+
+
+def test_a_local_command_gets_its_standard_input_and_else_none() -> None:
+    assert LocalConnection().run("cat", timeout=10, stdin=b"queue").out == "queue"
+    assert LocalConnection().run("cat", timeout=10).out == ""
+
+
+def test_many_silent_hosts_are_probed_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = threading.Barrier(101)
+
+    def connect(_: Host) -> reach.Connection:
+        # Whoever queues behind others never gets here, and the barrier breaks.
+        silent.wait(20)
+        raise Unreachable(HostState.UNREACHABLE, "no answer")
+
+    monkeypatch.setattr(reach, "connect", connect)
+    threading.Thread(target=silent.wait, args=(20,), daemon=True).start()
+    found = reach.probe_all([replace(HOST, name=f"h{number}") for number in range(100)])
+    assert [item.host for item in found] == [f"h{number}" for number in range(100)]
+    assert {item.cause for item in found} == {"no answer"}

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from fleet.errors import CampaignError
-from fleet.mlperf.rules import BenchmarkRule, benchmark_names, load_benchmark, load_round, round_names
+from fleet.mlperf.rules import BenchmarkRule, Source, benchmark_names, load_benchmark, load_round, round_names
 from fleet.terms import Category, Division, Scenario
 
 
@@ -43,3 +43,18 @@ def test_a_key_nobody_knows_is_refused() -> None:
     data = load_benchmark("tiny-bert").model_dump()
     with pytest.raises(ValidationError, match="surprise"):
         BenchmarkRule.model_validate(data | {"surprise": 1})
+
+
+@pytest.mark.parametrize("name", benchmark_names())
+def test_what_comes_from_outside_is_verified_and_bounded(name: str) -> None:
+    for source in load_benchmark(name).sources.values():
+        assert (source.url or source.uri).startswith("https://")
+        assert source.uri or source.sha256 or source.md5
+        assert source.max_gib < 30
+
+
+@pytest.mark.parametrize("given", [{}, {"url": "https://a/b", "uri": "https://a/b.uri"}, {"uri": "https://a/b.uri"},
+                                   {"url": "https://a/b", "files": ["*"]}])  # fmt: skip
+def test_a_source_is_of_one_kind(given: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="a source has a url, or a uri with files"):
+        Source.model_validate(given)

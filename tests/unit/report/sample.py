@@ -3,11 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+from fleet.handoff import Attempt
 from fleet.session import Session
-from fleet.terms import HostState, Mode, Scenario, UnitState
+from fleet.terms import HostState, Mode, Reason, Scenario, UnitState
 from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
+STARTS = (
+    Attempt(state=UnitState.INTERRUPTED, reason=Reason.INTERRUPTED, cause="the host was rebooted", ended_at=1.0),
+    Attempt(state=UnitState.FAILED, reason=Reason.NO_SPACE, cause=EVIL, ended_at=2.0),
+)
 
 
 def at(scale: float) -> tuple[Unit, ...]:
@@ -19,7 +24,15 @@ def hosts() -> list[Host]:
     """Two laptops, GPU servers and cloud machines; one lost, one simulated, one INVALID, one not collected."""
     slow = at(2.1)
     return [
-        Host(name="laptop-anna", units=ALL_FOUR),
+        Host(
+            name="laptop-anna",
+            warnings=(f"on battery; {EVIL}",),
+            units=(
+                dataclasses.replace(ALL_FOUR[0], conditions={"battery": 31.0, "thermal": 4.0}),
+                dataclasses.replace(ALL_FOUR[1], attempts=STARTS),
+                *ALL_FOUR[2:],
+            ),
+        ),
         Host(name="laptop-ben", facts="wsl2", units=(Unit(log="offline-invalid"), *slow[1:])),
         Host(name="epyc01.lab", kind="server", facts="epyc-2-sockets-8-gpus", units=at(0.07)),
         Host(name="graviton-a", kind="ec2", facts="aws-graviton3", units=at(1.4)),

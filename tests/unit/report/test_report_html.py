@@ -12,9 +12,9 @@ from fleet.report import charts, frames, html
 from fleet.report.html import number
 from fleet.results.load import load
 from fleet.results.records import SessionResults
-from fleet.terms import Mode, Scenario
+from fleet.terms import HostState, Mode, Scenario, UnitState
 from tests.unit.report import sample
-from tests.unit.results.session_files import ROUGE_TEXT, Host, Unit, build
+from tests.unit.results.session_files import ALL_FOUR, ROUGE_TEXT, Host, Unit, build
 
 
 class Page(HTMLParser):
@@ -63,6 +63,44 @@ def test_every_host_and_every_cause_is_there(page: Page, results: SessionResults
     for unit in results.units:
         assert unit.cause in text
         assert all(reason in text for reason in unit.not_submittable_because if unit.measured)
+
+
+def test_warnings_and_earlier_starts_stand_beside_the_numbers(page: Page, results: SessionResults) -> None:
+    cells = re.findall(r'<td class="n"><b>.*?</td>', html.render(results), flags=re.DOTALL)
+    assert [cell.count("on battery for 31 s</span>") for cell in cells].count(1) == 1
+    assert [cell.count("throttled by heat for 4 s</span>") for cell in cells].count(1) == 1
+    assert [cell.count("3 starts</span>") for cell in cells].count(1) == 1
+    text = " ".join(page.texts)
+    for name, said in results.warnings:
+        assert name.partition(".tiny-bert")[0] in text
+        assert said in text
+    assert "started 3 times; before: interrupted: the host was rebooted; failed (no-space): " in text
+
+
+def test_what_is_wrong_is_a_remark_in_the_charts(results: SessionResults) -> None:
+    offline = next(c for c in charts.charts(frames.measured(results)) if "Offline" in c.title)
+    assert "laptop-anna (on battery for 31 s, throttled by heat for 4 s)" in json.dumps(offline.figure)
+
+
+def test_a_host_that_is_missing_stands_there_with_state_and_cause(tmp_path: Path) -> None:
+    hosts = [
+        Host(name="away", state=HostState.UNREACHABLE, cause="no route", units=ALL_FOUR),
+        Host(name="out", state=HostState.LEFT_OUT, cause="--limit away"),
+        Host(name="key", state=HostState.CHANGED_KEY, cause="another key"),
+        Host(
+            name="half", units=(*ALL_FOUR[:3], dataclasses.replace(ALL_FOUR[3], state=UnitState.TIMEOUT, cause="late"))
+        ),
+    ]
+    text = html.render(load(build(tmp_path, hosts)))
+    table = text.partition('<section id="missing">')[2].partition("</section>")[0]
+    said = " ".join(Page(table).texts)
+    assert "left-out" in said
+    assert "--limit away" in said
+    assert "changed-host-key" in said
+    assert "incomplete" in said
+    assert "3 of 4 units; timeout: late" in said
+    assert "no route" not in said
+    assert "unreachable when last asked (no route); all its units are home" in text
 
 
 def test_what_hosts_say_is_never_markup(page: Page, results: SessionResults) -> None:

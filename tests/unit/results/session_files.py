@@ -1,6 +1,8 @@
 """Builds session folders for tests: genuine LoadGen logs and recorded facts under made-up hosts."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fleet import session as sessions
-from fleet.harness.contract import FileEntry, RunManifest, RunSpec, SystemFacts
+from fleet.handoff import Attempt, UnitRecord
+from fleet.harness.contract import FileEntry, RunManifest, RunSpec, SystemFacts, UnitStatus
 from fleet.mlperf.rules import load_benchmark, load_round
 from fleet.session import Session
-from fleet.terms import HostState, Mode, Scenario, UnitState
+from fleet.terms import HostState, Mode, Reason, Scenario, UnitState
 
 DATA = Path(__file__).parents[2] / "data"
 LOGS = DATA / "loadgen"
@@ -38,6 +41,12 @@ class Unit:
     """Only to give the hosts of a sample page different numbers."""
     accuracy: str = F1_TEXT
     benchmark: str = "tiny-bert"
+    reason: Reason = Reason.NONE
+    attempts: tuple[Attempt, ...] = ()
+    conditions: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds on battery, asleep or throttled, as the host counted them."""
+    ran: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the spec in which what ran differs from what is planned."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,6 +60,7 @@ class Host:
     state: HostState = HostState.READY
     cause: str = ""
     hint: str = ""
+    warnings: tuple[str, ...] = ()
     units: tuple[Unit, ...] = ()
 
 
@@ -102,7 +112,14 @@ def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: dict[str
     campaign += "".join(f"- {{name: {host.name}, kind: {host.kind}}}\n" for host in hosts)
     made = sessions.create(base, campaign, name="20261123-150000")
     rows = [
-        {"host": host.name, "kind": host.kind, "state": host.state, "cause": host.cause, "hint": host.hint}
+        {
+            "host": host.name,
+            "kind": host.kind,
+            "state": host.state,
+            "cause": host.cause,
+            "hint": host.hint,
+            "warnings": host.warnings,
+        }
         for host in hosts
     ]
     made.write(made.inventory / "hosts.json", [{"name": host.name, "notes": notes or {}} for host in hosts])
@@ -122,15 +139,17 @@ def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: dict[str
 
 
 def _unit(made: Session, planned: RunSpec, unit: Unit) -> dict[str, Any]:
-    state = {
-        "schema": 1,
-        "unit": planned.unit,
-        "host": planned.host,
-        "state": unit.state,
-        "cause": unit.cause,
-        "status": None,
-    }
-    made.write(made.run / "units" / f"{planned.unit}.json", state)
+    status = UnitStatus(unit=planned.unit, state=unit.state, cause=unit.cause, conditions=unit.conditions)
+    record = UnitRecord(
+        unit=planned.unit,
+        host=planned.host,
+        state=unit.state,
+        cause=unit.cause,
+        status=status if unit.conditions else None,
+        reason=unit.reason,
+        attempts=unit.attempts,
+    )
+    made.write(made.run / "units" / f"{planned.unit}.json", record)
     if unit.state is not UnitState.DONE:
         return {}
     relative = f"collect/{planned.host}/{planned.unit}"
@@ -146,9 +165,14 @@ def _files(made: Session, folder: Path, planned: RunSpec, unit: Unit) -> None:
     detail.write_text(scaled(text, unit.scale), encoding="utf-8")
     if unit.mode is Mode.ACCURACY:
         (folder / "accuracy.txt").write_text(unit.accuracy, encoding="utf-8")
+    made.write(folder / "run_spec.json", dataclasses.replace(planned, **unit.ran))
+    entries = {
+        path.name: FileEntry(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size=path.stat().st_size)
+        for path in sorted(folder.iterdir())
+    }
     manifest = RunManifest(
         unit=planned.unit,
-        spec_sha256="0" * 64,
+        spec_sha256=entries["run_spec.json"].sha256,
         started_at=1.0,
         finished_at=612.0,
         loadgen_s=601.0,
@@ -156,7 +180,7 @@ def _files(made: Session, folder: Path, planned: RunSpec, unit: Unit) -> None:
         accuracy={},
         model={"starting_weights_filename": "model.safetensors"},
         labels=unit.labels,
-        files={"mlperf_log_detail.txt": FileEntry(sha256="0" * 64, size=detail.stat().st_size)},
+        files=entries,
     )
     made.write(folder / "manifest.json", manifest)
 
@@ -179,3 +203,13 @@ def scaled(text: str, factor: float) -> str:
         else:
             lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+def sign(folder: Path) -> None:
+    """Make the manifest name the files as they are now: a host that cut its own log off signs that, too."""
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    for name in data["files"]:
+        content = (folder / name).read_bytes()
+        data["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    path.write_text(json.dumps(data), encoding="utf-8")

@@ -24,8 +24,9 @@ def line(key: str, value: Any, **extra: Any) -> str:
     return f"{MARKER} {json.dumps({'key': key, 'value': value, 'time_ms': 1.5, **extra})}\n"
 
 
-def settings(scenario: str = "Server") -> str:
-    return line("effective_scenario", scenario)
+def whole(scenario: str = "Server") -> str:
+    """The least that a log of a performance run holds."""
+    return line("effective_scenario", scenario) + line("num_errors", 0)
 
 
 @pytest.mark.parametrize(
@@ -85,46 +86,61 @@ def test_a_broken_marked_line_is_named(broken: str) -> None:
         parse(line("a", 1) + f"{MARKER} {broken}\n" + line("b", 1))
 
 
-@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9, 0.99])
-def test_a_log_that_broke_off_is_never_valid(cut: float) -> None:
-    text = log("offline-valid")
-    lines = text.splitlines(keepends=True)
-    short = "".join(lines[: int(len(lines) * cut)])
-    with contextlib.suppress(ResultsError):  # so short that it names no scenario
-        assert summarise(short).valid is not True or "result_validity" in short
+CASES = sorted(path.name for path in LOGS.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_log_that_broke_off_at_any_line_is_no_result(case: str) -> None:
+    lines = log(case).splitlines(keepends=True)
+    assert len(lines) > 50
+    for count in range(len(lines)):
+        with pytest.raises(ResultsError):
+            summarise("".join(lines[:count]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_log_that_broke_off_within_its_last_line_is_no_result(case: str) -> None:
+    text = log(case)
+    for count in range(len(text) - len(text.splitlines(keepends=True)[-1]) + 1, len(text)):
+        with pytest.raises(ResultsError):
+            summarise(text[:count])
+
+
+def test_errors_may_follow_the_last_line() -> None:
+    assert summarise(log("offline-valid") + line("error_runtime", "late", metadata={"is_error": True})).errors == 1
 
 
 def test_a_run_without_verdict_is_invalid() -> None:
-    found = summarise(settings() + line("effective_test_mode", "PerformanceOnly"))
+    found = summarise(whole() + line("effective_test_mode", "PerformanceOnly"))
     assert found.valid is False
     assert found.invalid_reasons == ("LoadGen wrote no verdict: the run was cut short",)
 
 
 def test_early_stopping_that_could_not_estimate_gives_no_metric() -> None:
-    text = settings("MultiStream") + line("result_validity", "INVALID") + line("early_stopping_latency_ms", 0)
+    text = whole("MultiStream") + line("result_validity", "INVALID") + line("early_stopping_latency_ms", 0)
     assert summarise(text).metric is None
 
 
 def test_errors_are_counted_even_where_loadgen_does_not() -> None:
-    text = settings() + line("error_runtime", "no", metadata={"is_error": True}) + line("x", 1, metadata="odd")
+    text = whole() + line("error_runtime", "no", metadata={"is_error": True}) + line("x", 1, metadata="odd")
     assert summarise(text).errors == 1
-    assert summarise(text + line("num_errors", 7)).errors == 7
+    assert summarise(line("num_errors", 7) + text).errors == 7
 
 
 @pytest.mark.parametrize("value", ["fast", True, [1], 10**400])
 def test_a_number_that_is_none_is_an_error(value: Any) -> None:
     with pytest.raises(ResultsError, match="result_completed_samples_per_sec"):
-        summarise(settings() + line("result_completed_samples_per_sec", value))
+        summarise(whole() + line("result_completed_samples_per_sec", value))
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity"])
 def test_numbers_outside_json_are_an_error(word: str) -> None:
-    with pytest.raises(ResultsError, match="line 2 "):
-        summarise(settings() + f'{MARKER} {{"key": "result_samples_per_second", "value": {word}}}\n')
+    with pytest.raises(ResultsError, match="line 3 "):
+        summarise(whole() + f'{MARKER} {{"key": "result_samples_per_second", "value": {word}}}\n')
 
 
 def test_seeds_keep_every_digit() -> None:
-    assert summarise(settings() + line("effective_qsl_rng_seed", 2**64 - 1)).seeds == {"qsl_rng_seed": 2**64 - 1}
+    assert summarise(whole() + line("effective_qsl_rng_seed", 2**64 - 1)).seeds == {"qsl_rng_seed": 2**64 - 1}
 
 
 @given(st.lists(st.one_of(st.text(), st.text().map(lambda text: f"{MARKER} {text}"))))

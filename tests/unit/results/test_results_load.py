@@ -9,8 +9,8 @@ from fleet.errors import SessionError
 from fleet.results.load import load
 from fleet.results.records import UnitResult
 from fleet.session import Session
-from fleet.terms import HostState, Mode, UnitState
-from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build
+from fleet.terms import HostState, Mode, Reason, UnitState
+from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build, sign
 
 UNIT = "a.tiny-bert.Offline.performance"
 
@@ -73,6 +73,9 @@ def test_a_host_that_was_planned_but_is_nowhere_is_shown(session: Session) -> No
     session.write(session.inventory / "reachability.json", [])
     session.write(session.provision / "readiness.json", {"hosts": []})
     (system,) = load(session).systems
+    assert (system.state, system.cause) == (HostState.FAILED, "no stage looked at it")
+    session.write(session.inventory / "hosts.json", [])
+    (system,) = load(session).systems
     assert (system.state, system.cause) == (HostState.FAILED, "planned, but in no inventory")
 
 
@@ -91,7 +94,9 @@ def test_a_file_that_vanished_is_the_units_cause(session: Session, name: str) ->
 
 def test_a_broken_log_is_the_units_cause(session: Session) -> None:
     in_unit(session, "mlperf_log_detail.txt").write_text(":::MLLOG {oops\n")
+    sign(session.collect / "a" / UNIT)
     assert "line 1 is not JSON" in one(session).cause
+    assert one(session).reason is Reason.CORRUPT_FILES
 
 
 def test_a_broken_manifest_is_the_units_cause(session: Session) -> None:
@@ -114,7 +119,7 @@ def test_a_folder_outside_collect_is_refused(session: Session) -> None:
 
 
 def test_a_giant_log_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet.results.load.MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("fleet.results.home.MAX_FILE_BYTES", 10)
     assert "more than 10" in one(session).cause
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import SubmissionError
+from fleet.handoff import Attempt
 from fleet.submission import build as build_module
 from fleet.submission.build import build
 from fleet.submission.check import check
 from fleet.submission.layout import LAYOUTS, SubmissionLayout, safe_name
 from fleet.submission.select import select
 from fleet.submission.truncate import truncate
-from fleet.terms import HostState, Scenario, UnitState
+from fleet.terms import HostState, Reason, Scenario, UnitState
 
 from . import example
 
@@ -72,10 +73,49 @@ def test_a_partial_fleet_says_so_first_and_names_the_cause(tmp_path: Path) -> No
     text = (session.submission / "open/ExampleLab/documentation/README.md").read_text()
     assert text.splitlines()[0] == "1 of 2 hosts, 4 of 8 units"
     assert "- beta: unreachable: no route to host" in text
+    assert "- alpha:" not in text.partition("## Hosts that are missing")[2].partition("## Units")[0]
     assert text.count("unreachable: ssh timed out") == 4
     assert built.systems == ("alpha",)
     assert not (session.submission / "open/ExampleLab/systems/beta.json").exists()
     assert len(built.left) == 4
+
+
+def test_a_host_that_is_away_now_is_not_missing_when_all_is_home(tmp_path: Path) -> None:
+    session, results = example.make(tmp_path)
+    away = dataclasses.replace(results.systems[1], state=HostState.UNREACHABLE, cause="no route to host")
+    build(session, dataclasses.replace(results, systems=(results.systems[0], away)))
+    text = (session.submission / "open/ExampleLab/documentation/README.md").read_text()
+    assert text.splitlines()[0] == "2 of 2 hosts, 8 of 8 units"
+    assert "## Hosts that are missing\n\nnone\n" in text
+
+
+def test_a_host_that_lacks_one_unit_is_missing_though_it_is_ready(tmp_path: Path) -> None:
+    session, results = example.make(tmp_path)
+    results = example.change(results, SS, state=UnitState.TIMEOUT, reason=Reason.TIMEOUT, cause="late")
+    build(session, results)
+    text = (session.submission / "open/ExampleLab/documentation/README.md").read_text()
+    assert text.splitlines()[0] == "1 of 2 hosts, 7 of 8 units"
+    assert "- alpha: incomplete: " in text
+    assert f"- {SS}: timeout: late" in text
+
+
+def test_warnings_and_earlier_starts_are_in_the_notes(tmp_path: Path) -> None:
+    session, results = example.make(tmp_path)
+    lost = Attempt(state=UnitState.UNREACHABLE, reason=Reason.UNREACHABLE, cause="no answer for 25 s", ended_at=1.0)
+    results = example.change(results, SS, warnings=("on battery for 31 s",), attempts=(lost,))
+    doubt = dataclasses.replace(results.systems[0], warnings=("KillUserProcesses=yes",))
+    build(session, dataclasses.replace(results, systems=(doubt, results.systems[1])))
+    home = session.submission / "open/ExampleLab"
+    whole = (home / "documentation/README.md").read_text()
+    assert f"- {SS}: started 2 times; before: unreachable: no answer for 25 s" in whole
+    assert f"- {SS}: on battery for 31 s" in whole
+    assert "- alpha: KillUserProcesses=yes" in whole
+    one = (home / "results/alpha/tiny-bert/SingleStream/README.md").read_text()
+    assert "- performance unit: warning: on battery for 31 s" in one
+    assert "- performance unit: started 2 times; before: unreachable: no answer for 25 s" in one
+    assert "- warning: KillUserProcesses=yes" in one
+    other = (home / "results/beta/tiny-bert/SingleStream/README.md").read_text()
+    assert "warning" not in other
 
 
 @pytest.mark.parametrize(("division", "entries"), [("open", 4), ("closed", 0)])
@@ -95,7 +135,8 @@ def test_the_open_division_takes_any_scenario(tmp_path: Path, division: str, ent
         ({"labels": ("simulated",)}, "labelled 'simulated': never submitted"),
         ({"backend": "null"}, "backend null computes nothing: never submitted"),
         ({"submittable": False, "not_submittable_because": ("INVALID: too short",)}, "INVALID: too short"),
-        ({"summary": None}, "LoadGen does not say VALID"),
+        ({"summary": None, "cause": "not collected"}, "no result: not collected"),
+        ({"summary": None, "reason": Reason.LOCK_CHANGED, "cause": "driver 1 → 2"}, "no result (lock-changed): driver"),
         ({"folder": ""}, "nothing came home from its host"),
         ({"folder": "collect/nowhere"}, "files missing: mlperf_log_summary.txt, mlperf_log_detail.txt, user.conf"),
         ({"model": {}}, "its manifest does not say: input_data_types, retraining, starting_weights_filename"),

@@ -7,6 +7,7 @@ import pytest
 
 from fleet.harness.benchmarks import gptj
 from fleet.harness.benchmarks.summaries import Summaries
+from fleet.mlperf.rules import load_benchmark
 from tests.unit.harness.benchmarks.articles import byte_tokenizer, splitter_archive, write_articles, write_log
 
 ASK = "Summarize the following news article:"
@@ -113,6 +114,13 @@ def test_prepare_mends_a_damaged_file(assets: Path) -> None:
     gptj.open("gptj-99", assets)
 
 
+@pytest.mark.parametrize("name", ["gptj-99", "gptj-99.9"])
+def test_the_rules_name_this_module_and_its_files(name: str) -> None:
+    rule = load_benchmark(name)
+    assert (rule.module, set(rule.sources)) == ("gptj", {"cnn_eval", "punkt_tab.zip", "tokenizer", "checkpoint"})
+    assert [name for name, source in rule.sources.items() if source.weights] == ["checkpoint"]
+
+
 @pytest.mark.parametrize("name", ["cnn_eval.json", "tokenizer.json", "punkt_tab.zip"])
 def test_what_is_missing_is_named(assets: Path, name: str) -> None:
     (assets / "source" / name).unlink()
@@ -124,15 +132,24 @@ def test_what_is_missing_is_named(assets: Path, name: str) -> None:
     ("change", "problem"),
     [
         ({"output": None}, "entry 1 has no 'output'"),
-        ({"instruction": {"llama": "x"}}, "entry 1: 'instruction' is dict"),
+        ({"instruction": {"llama": "x"}}, "entry 1: 'instruction' is missing, or no text"),
+        ({"instruction": None}, "entry 1: 'instruction' is missing, or no text"),
     ],
-    ids=["missing", "Llama's file"],
+    ids=["missing", "no text", "no instruction"],
 )
 def test_a_bad_article_is_named(assets: Path, change: dict[str, Any], problem: str) -> None:
     bad = {key: value for key, value in (ENTRIES[1] | change).items() if value is not None}
     write_articles(assets / "source" / "cnn_eval.json", [ENTRIES[0], bad, ENTRIES[2]])
     with pytest.raises(ValueError, match=problem):
         gptj.prepare("gptj-99", assets)
+
+
+def test_llama_s_file_of_the_same_articles_makes_the_same_samples(assets: Path) -> None:
+    # What MLCommons publishes: download_cnndm.py of language/llama3.1-8b writes the whole template as instruction.
+    first = gptj.prepare("gptj-99", assets)
+    theirs = [{**entry, "instruction": {"llama": "Summarize {input}"}, "tok_input": [1, 2]} for entry in ENTRIES]
+    write_articles(assets / "source" / "cnn_eval.json", theirs)
+    assert gptj.prepare("gptj-99", assets) == first
 
 
 def test_a_truncated_download_is_named(assets: Path) -> None:

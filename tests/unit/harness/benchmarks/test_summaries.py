@@ -267,7 +267,7 @@ def test_weights_are_hashed_once_and_again_when_they_change(tmp_path: Path) -> N
         return [Summary("a", "b")], [[1]]
 
     def prepare() -> dict[str, str]:
-        return summaries.prepare_once(tmp_path, [source / "articles.json"], make)
+        return summaries.prepare_once(tmp_path, [source / "articles.json"], sorted(source.glob("*.safetensors")), make)
 
     assert set(prepare()) == {"input_ids.npy", "rows.npy", "samples.jsonl"}
     assert summaries.weights_of(tmp_path) == {"starting_weights_filename": "none", "weights_sha256": ""}

@@ -1,0 +1,265 @@
+"""What collect makes of hosts that come back, of attempts after the first, and of this machine's own full disk."""
+
+import errno
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet import collect, handoff
+from fleet.handoff import Collected, Plan, UnitRecord
+from fleet.harness.contract import Reason, UnitState, read_spec, write_json
+from fleet.inventory import reach
+from fleet.session import Session
+from fleet.terms import HostState
+from tests.unit.collecting import UNIT, archive_of, entry, planned, record, unit_folder
+from tests.unit.fakes import PackingConnection, RecordingWatch, answer, status
+
+OTHER = UNIT.replace("performance", "accuracy")
+HOME = Collected(folder=f"collect/h01/{UNIT}", complete=True)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> PackingConnection:
+    """The connection behind reach.connect."""
+    connection = PackingConnection()
+    monkeypatch.setattr(reach, "connect", lambda _: connection)
+    return connection
+
+
+def again(folder: Path, **changes: Any) -> bytes:
+    """The archive of a further attempt, whose files differ."""
+    shutil.rmtree(folder, ignore_errors=True)
+    unit_folder(folder, **changes)
+    (folder / "mlperf_log_detail.txt").write_bytes(b":::MLLOG {}\n" * 7)
+    remade(folder)
+    return archive_of(folder.parent, folder.name)
+
+
+def remade(folder: Path) -> None:
+    """Make the manifest anew."""
+    data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    files = {
+        path.relative_to(folder).as_posix(): asdict(entry(path))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    }
+    write_json(folder / "manifest.json", {**data, "files": files, "spec_sha256": files["run_spec.json"]["sha256"]})
+
+
+@pytest.mark.parametrize("state", [UnitState.UNREACHABLE, UnitState.RUNNING, UnitState.QUEUED])
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_host_that_comes_back_is_asked_anew_and_its_unit_completed(
+    tmp_path: Path, host: PackingConnection, state: UnitState, heard: bool
+) -> None:
+    session = planned(tmp_path, UNIT)
+    running = status(UNIT, UnitState.RUNNING) if heard else None
+    lost = UnitRecord(unit=UNIT, host="h01", state=state, status=running, cause="gone", reason=Reason.UNREACHABLE)
+    session.write(session.run / "units" / f"{UNIT}.json", lost)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    host.answers = [answer(status(UNIT))]
+    assert collect.collect(session, RecordingWatch()) == {UNIT: HOME}
+    found = handoff.records(session)[UNIT]
+    assert (found.state, found.cause, found.reason, found.status) == (UnitState.DONE, "", Reason.NONE, status(UNIT))
+
+
+def test_a_unit_that_still_runs_is_said_to_and_left_alone(tmp_path: Path, host: PackingConnection) -> None:
+    session = planned(tmp_path, UNIT, state=UnitState.UNREACHABLE)
+    host.answers = [answer(status(UNIT, UnitState.RUNNING))]
+    found = collect.collect(session, RecordingWatch())[UNIT]
+    assert found.cause == "still running there, as far as is known: fleet bench --session s1"
+    assert handoff.records(session)[UNIT].state is UnitState.RUNNING
+    assert host.copied == []
+
+
+def test_a_unit_that_the_host_never_had_stays_what_it_was(tmp_path: Path, host: PackingConnection) -> None:
+    session = planned(tmp_path, UNIT, state=UnitState.UNREACHABLE)
+    host.answers, host.archives = [answer()], {UNIT: archive_of(tmp_path, UNIT)}
+    assert collect.collect(session, RecordingWatch())[UNIT].cause == "the host has no files of it any more"
+    assert handoff.records(session)[UNIT].state is UnitState.UNREACHABLE
+
+
+def test_what_is_unreachable_still_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: Any) -> Any:
+        raise reach.Unreachable(HostState.UNREACHABLE, "timed out")
+
+    monkeypatch.setattr(reach, "connect", away)
+    session = planned(tmp_path, UNIT, OTHER, state=UnitState.UNREACHABLE)
+    found = collect.collect(session, RecordingWatch())
+    assert {(home.cause, home.reason) for home in found.values()} == {("timed out", Reason.UNREACHABLE)}
+
+
+def test_a_host_that_falls_silent_is_not_waited_for_once_for_each_unit(
+    tmp_path: Path, host: PackingConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, asked = planned(tmp_path, UNIT, OTHER), []
+
+    def silent(command: str, **_: Any) -> reach.Answer:
+        asked.append(command)
+        raise reach.Unreachable(HostState.UNREACHABLE, "no answer in 15 s")
+
+    monkeypatch.setattr(host, "run", silent)
+    found = collect.collect(session, RecordingWatch())
+    assert [(home.complete, home.reason) for home in found.values()] == [(False, Reason.UNREACHABLE)] * 2
+    assert len(asked) == 2  # one unit, and whether the host is there at all
+
+
+def test_the_verb_send_makes_the_archive_as_it_goes(tmp_path: Path, host: PackingConnection) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT], host.sends, host.breaks_after = archive_of(tmp_path / "host", UNIT), True, 100
+    assert collect.collect(session, RecordingWatch())[UNIT].reason is Reason.UNREACHABLE
+    assert collect.collect(session, RecordingWatch())[UNIT] == HOME
+    work = "/home/me/.mlperf-fleet"
+    send = f"{work}/venv/bin/python {work}/harness/current send {work} {session.token} {UNIT}"
+    assert host.copied == [f"{send} 0", f"{send} 100"]
+    assert not [command for command in host.commands if command.startswith("rm")]
+
+
+@pytest.mark.parametrize(
+    ("state", "lies", "told"),
+    [(UnitState.DONE, False, True), (UnitState.DONE, True, False), (UnitState.FAILED, False, True)],
+)
+def test_a_host_is_told_what_it_may_delete_some_day(
+    tmp_path: Path, host: PackingConnection, state: UnitState, lies: bool, told: bool
+) -> None:
+    session = planned(tmp_path, UNIT, state=state)
+    unit_folder(tmp_path / "host" / UNIT)
+    (tmp_path / "host" / UNIT / "sub" / "empty").write_bytes(b"!" if lies else b"")
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    collect.collect(session, RecordingWatch())
+    assert host.homed == ([UNIT] if told else [])
+
+
+def earlier(session: Session) -> list[str]:
+    return sorted(path.name for path in (session.collect / ".earlier").glob("*"))
+
+
+def test_what_makes_room_for_a_later_attempt_is_kept(tmp_path: Path, host: PackingConnection) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    collector = collect.Collector(session)
+    known = handoff.records(session)[UNIT]
+    assert collector.bring(host, "/w", known) == HOME
+    first = (session.collect / "h01" / UNIT / "mlperf_log_detail.txt").read_bytes()
+    # The same files once more are nothing new.
+    assert collector.bring(host, "/w", known) == HOME
+    assert earlier(session) == []
+    host.archives[UNIT] = again(tmp_path / "host" / UNIT)
+    assert collector.bring(host, "/w", known) == HOME
+    (kept,) = earlier(session)
+    digest = entry(session.collect / "h01" / UNIT / "run_spec.json").sha256[:12]
+    assert kept == f"{UNIT}.{digest}.1"
+    assert (session.collect / ".earlier" / kept / "mlperf_log_detail.txt").read_bytes() == first
+
+
+@pytest.mark.parametrize("state", [UnitState.FAILED, UnitState.DONE])
+def test_an_attempt_that_failed_takes_no_good_ones_place(
+    tmp_path: Path, host: PackingConnection, state: UnitState
+) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    collector = collect.Collector(session)
+    assert collector.bring(host, "/w", handoff.records(session)[UNIT]) == HOME
+    first = (session.collect / "h01" / UNIT / "mlperf_log_detail.txt").read_bytes()
+    # A further attempt: it failed, or its manifest lies.
+    again(tmp_path / "host" / UNIT)
+    (tmp_path / "host" / UNIT / "mlperf_log_detail.txt").write_bytes(b"cut sho")
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    record(session, UNIT, state, "killed")
+    assert collector.bring(host, "/w", handoff.records(session)[UNIT]) == HOME
+    assert (session.collect / "h01" / UNIT / "mlperf_log_detail.txt").read_bytes() == first
+    (kept,) = earlier(session)
+    assert (session.collect / ".earlier" / kept / "mlperf_log_detail.txt").read_bytes() == b"cut sho"
+    assert handoff.collected(session) == {UNIT: HOME}
+
+
+def test_a_unit_of_another_spec_makes_room_even_for_logs_of_a_failure(tmp_path: Path, host: PackingConnection) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    collect.Collector(session).bring(host, "/w", handoff.records(session)[UNIT])
+    spec = replace(read_spec(session.collect / "h01" / UNIT / "run_spec.json"), user_conf="*.Offline.target_qps = 9\n")
+    session.write(session.run / "plan.json", Plan(quick=False, units=(spec,)))
+    record(session, UNIT, UnitState.FAILED, "killed")
+    host.archives[UNIT] = again(tmp_path / "host" / UNIT)
+    found = collect.Collector(session).bring(host, "/w", handoff.records(session)[UNIT])
+    assert (found.complete, found.cause) == (False, "killed")
+    assert len(earlier(session)) == 1
+
+
+def test_a_further_fetch_that_breaks_off_forgets_nothing(tmp_path: Path, host: PackingConnection) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    collector = collect.Collector(session)
+    collector.bring(host, "/w", handoff.records(session)[UNIT])
+    host.archives[UNIT], host.breaks_after = again(tmp_path / "host" / UNIT), 50
+    assert collector.bring(host, "/w", handoff.records(session)[UNIT]).reason is Reason.UNREACHABLE
+    assert handoff.collected(session) == {UNIT: HOME}
+
+
+INVALID = (
+    ':::MLLOG {"key": "effective_scenario", "value": "Offline"}\n'
+    ':::MLLOG {"key": "effective_test_mode", "value": "PerformanceOnly"}\n'
+    ':::MLLOG {"key": "result_validity", "value": "INVALID"}\n'
+    ':::MLLOG {"key": "result_min_duration_met", "value": false}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "reason", "cause"),
+    [
+        (INVALID, Reason.INVALID_RESULT, "INVALID: minimum duration not met"),
+        (INVALID.replace('"INVALID"', '"VALID"'), Reason.NONE, ""),
+        # No verdict of a log that cannot be read: what it is worth is the results' affair.
+        ("\N{REPLACEMENT CHARACTER}", Reason.NONE, ""),
+    ],
+)
+def test_loadgens_verdict_comes_home_with_the_files(
+    tmp_path: Path, host: PackingConnection, log: str, reason: Reason, cause: str
+) -> None:
+    session, folder = planned(tmp_path, UNIT), tmp_path / "host" / UNIT
+    unit_folder(folder)
+    (folder / "mlperf_log_detail.txt").write_text(log, encoding="utf-8")
+    remade(folder)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    found = collect.Collector(session).bring(host, "/w", handoff.records(session)[UNIT])
+    assert found == replace(HOME, reason=reason, cause=cause)
+
+
+@pytest.mark.parametrize("where", ["transfer", "unpacking", "record"])
+def test_this_machines_full_disk_is_said_and_loses_nothing(
+    tmp_path: Path, host: PackingConnection, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    collector = collect.Collector(session)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "transfer":
+            patch.setattr(host, "copy", full)
+        elif where == "unpacking":
+            patch.setattr(collect, "unpack", full)
+        else:
+            patch.setattr(Session, "write", full)
+        found = collector.bring(host, "/w", handoff.records(session)[UNIT])
+    if where == "record":
+        assert found == HOME
+    else:
+        assert (found.complete, found.reason) == (False, Reason.NO_SPACE)
+        assert found.cause.startswith("on this machine: No space left on device: free some space in ")
+    assert collector.bring(host, "/w", handoff.records(session)[UNIT]) == HOME
+    # An archive that came whole is not sent again.
+    assert len(host.copied) == (1 if where == "transfer" else 2)
+    assert earlier(session) == []
