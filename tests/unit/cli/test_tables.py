@@ -92,7 +92,7 @@ def test_every_host_and_unit_has_its_row_with_state_reason_and_cause(tmp_path: P
         {
             "host": "c",
             "verdict": "performance: no result (corrupt-files)",
-            "why": "collected, but files are missing or changed",
+            "why": "not collected: files are missing or changed",
             "remarks": "performance: started 2 times; before: unreachable: no answer for 25 s",
         },
         {"host": "d", "verdict": "left-out", "why": "--exclude d", "remarks": ""},
