@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,19 +86,24 @@ def _fetch(given: argparse.Namespace) -> int:
     from fleet.harness import fetch
 
     wanted = json.load(sys.stdin)
-    return _say_changed(lambda: fetch.bring(_work(given), given.name, wanted))
+    return _say_done(lambda: {"changed": fetch.bring(_work(given), given.name, wanted)})
 
 
 def _prepare(given: argparse.Namespace) -> int:
     from fleet.harness import assets
 
-    return _say_changed(lambda: assets.prepare(_work(given), given.name, given.module, given.digest))
+    def prepare() -> dict[str, Any]:
+        changed = assets.prepare(_work(given), given.name, given.module, given.digest)
+        stamp = assets.read_stamp(_work(given) / "assets" / given.name / ".complete")
+        return {"changed": changed, "weights_sha256": stamp.get("weights", "")}
+
+    return _say_done(prepare)
 
 
-def _say_changed(do: Callable[[], bool]) -> int:
+def _say_done(do: Callable[[], dict[str, Any]]) -> int:
     """What came of it; the cause, without a traceback, where the files or the network are to blame."""
     try:
-        return _say({"changed": do()})
+        return _say(do())
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
