@@ -75,6 +75,7 @@ class Poll:
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._hosts: list[Polled] = []
         self._open = True
+        self._next_login = 0.0
         self._tally = retries.Tally(self.policy)
 
     def run(self, arrivals: "queue.SimpleQueue[A | None]", accept: Callable[[A], Polled | None]) -> None:
@@ -100,6 +101,10 @@ class Poll:
 
     def _accept(self, item: Polled | None) -> None:
         if item is not None:
+            # Logins cost both sides the most: hundreds at once would time out for want of this machine's cores.
+            self._next_login = max(time.monotonic(), self._next_login + 1 / HOSTS_A_SECOND)
+            item.due = self._next_login
+            item.last_answer = item.due
             self._hosts.append(item)
 
     def _close_doors(self) -> None:

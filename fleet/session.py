@@ -131,8 +131,10 @@ class Session:
         try:
             return TypeAdapter(kind).validate_json(path.read_bytes())
         except FileNotFoundError as error:
+            stage = path.relative_to(self.root).parts[0]
             raise SessionError(
-                f"{path.relative_to(self.root)}: missing in session {self.id}", hint="run the stage that writes it"
+                f"{path.relative_to(self.root)}: missing in session {self.id}",
+                hint=f"fleet {stage}, which writes it, or fleet bench --session {self.id}",
             ) from error
         except ValidationError as error:
             first = error.errors()[0]

@@ -38,7 +38,9 @@ def command(
         output.print_json(found)
     else:
         output.print_hosts(found, *tables.hosts(found), tables.hosts_title(found))
-        output.print_table("What each host can run", *tables.benchmarks(found))
+        columns, rows = tables.benchmarks(found)
+        if rows:
+            output.print_table("What each host can run", columns, rows)
         for line in tables.warnings(found):
             output.say(line)
     return tables.hosts_code(found)

@@ -56,7 +56,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fleet")
 def cli() -> None:
-    r"""MLPerf Inference on many machines with one command.
+    """MLPerf Inference on many machines with one command.
 
     \b
     fleet init                  write fleet.yml, then edit it
@@ -66,7 +66,7 @@ def cli() -> None:
     Data goes to stdout, everything else to stderr; --json makes the data JSON.
     Exit codes: 0 all done and valid, 1 error, 2 usage or configuration, 3 hosts or units are missing,
     4 a cloud instance may still be running, 5 INVALID results or findings, 130 interrupted.
-    """
+    """  # noqa: D301 - click wants the character, not its name
 
 
 def main() -> None:

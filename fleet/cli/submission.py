@@ -16,12 +16,12 @@ from fleet.mlperf import rules
 @options.json_option
 @click.pass_context
 def command(ctx: click.Context, session_id: str | None, base: Path, as_json: bool) -> ExitCode:
-    r"""Build one submission tree for all hosts, in the layout of the campaign's round. Needs no host.
+    """Build one submission tree for all hosts, in the layout of the campaign's round. Needs no host.
 
     \b
     fleet submission            build it
     fleet submission check      name what would fail, before anyone uploads
-    """
+    """  # noqa: D301 - click wants the character, not its name
     if ctx.invoked_subcommand:
         # Options may stand on either side of `check`.
         ctx.default_map = {"check": {"session_id": session_id, "base": base, "as_json": as_json}}

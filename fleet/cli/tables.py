@@ -123,7 +123,7 @@ def _why(both: Sequence[Any]) -> str:
         reason
         for unit in both
         for reason in ([unit.cause] if unit.cause else []) + list(unit.not_submittable_because)
-        if reason == unit.cause or not (unit.cause and reason.endswith(unit.cause))
+        if reason == unit.cause or not reason.endswith(unit.cause or str(unit.state))
     )
     return "; ".join(reasons)
 

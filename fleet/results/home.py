@@ -46,21 +46,19 @@ def read(session: Session, spec: RunSpec, run: UnitRecord | None, collected: Col
     """Everything that is known of a unit; what is wrong with its files is the answer's cause."""
     if collected is None:
         return UnitFiles(run=run, cause="not collected", reason=Reason.OTHER)
-    if not collected.complete and not collected.folder:
-        cause = f"not collected: {collected.cause or 'nothing came home'}"
-        return UnitFiles(run=run, cause=cause, reason=collected.reason or Reason.OTHER)
+    another_lock = collected.reason is Reason.LOCK_CHANGED
+    if not collected.complete and not another_lock:
+        cause = f"not collected: {collected.cause or 'files are missing or changed'}"
+        reason = Reason.CORRUPT_FILES if collected.folder else Reason.OTHER
+        return UnitFiles(run=run, folder=collected.folder, cause=cause, reason=collected.reason or reason)
     relative = ""
     try:
         folder = _inside(session, collected.folder)
         relative = collected.folder
-        ran = folder / "run_spec.json"
-        # Of files that are not complete anyway, the collector's own cause says more than that this one is missing.
-        told = collected.complete or ran.is_file()
-        if told and (changed := differences(spec, session.read(_file(session, ran), RunSpec))):
-            cause = f"it ran under another lock than is planned now: {changed}"
+        changed = differences(spec, session.read(_file(session, folder / "run_spec.json"), RunSpec))
+        if changed or another_lock:
+            cause = f"it ran under another lock than is planned now: {changed or collected.cause}"
             return UnitFiles(run=run, folder=relative, cause=cause, reason=Reason.LOCK_CHANGED)
-        if not collected.complete:
-            raise ResultsError(collected.cause or "files are missing or changed")
         manifest = session.read(_file(session, folder / "manifest.json"), RunManifest)
         _hold(session, folder, manifest.files)
         return UnitFiles(
@@ -72,15 +70,20 @@ def read(session: Session, spec: RunSpec, run: UnitRecord | None, collected: Col
         )
     except (ResultsError, SessionError, OSError) as error:
         message = error.message if isinstance(error, ResultsError | SessionError) else str(error)
-        reason = collected.reason or Reason.CORRUPT_FILES
-        return UnitFiles(run=run, folder=relative, cause=f"collected, but {message}", reason=reason)
+        cause = f"collected, but {message}"
+        return UnitFiles(run=run, folder=relative, cause=cause, reason=Reason.CORRUPT_FILES)
 
 
 def differences(planned: RunSpec, ran: RunSpec) -> str:
     """What of the lock and of the campaign's part is not as planned: `driver 550.1 → 560.2, user_conf`; else empty."""
     names = sorted(planned.lock.keys() | ran.lock.keys())
-    locks = [(name, ran.lock.get(name, "unknown"), planned.lock.get(name, "unknown")) for name in names]
-    found = [f"{_short(name)} {_short(old)} → {_short(new)}" for name, old, new in locks if old != new]
+    locks = [(name, ran.lock.get(name, ""), planned.lock.get(name, "")) for name in names]
+    found = [
+        f"{_short(name)} {_short(old or 'none')} → {_short(new or 'none')}"
+        for name, old, new in locks
+        # Weights are known once they lie on the host; from then on they must not change.
+        if old != new and (name != "weights" or (old and new))
+    ]
     fields = [field.name for field in dataclasses.fields(RunSpec) if field.name not in NOT_MEASURED]
     found += [name for name in fields if getattr(planned, name) != getattr(ran, name)]
     return ", ".join(found)

@@ -210,6 +210,7 @@ INVALID = (
     ':::MLLOG {"key": "effective_test_mode", "value": "PerformanceOnly"}\n'
     ':::MLLOG {"key": "result_validity", "value": "INVALID"}\n'
     ':::MLLOG {"key": "result_min_duration_met", "value": false}\n'
+    ':::MLLOG {"key": "num_errors", "value": 0}\n'
 )
 
 

@@ -244,7 +244,7 @@ def test_a_broken_transfer_of_one_unit_leaves_those_of_others_alone(tmp_path: Pa
 
 
 def test_the_harness_and_the_shell_do_what_is_asked_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No stand-in: this machine is the host, with its own `pack`, `tail` and `rm`, in a folder with a space."""
+    """No stand-in: this machine is the host, with its own `pack` and `send`, in a folder with a space."""
     session = planned(tmp_path, UNIT)
     work = tmp_path / "w o"
     folder = work / "runs" / session.token / UNIT
@@ -260,13 +260,15 @@ def test_the_harness_and_the_shell_do_what_is_asked_of_them(tmp_path: Path, monk
     packed_here = packing.pack(work, session.token, UNIT)
     begun = session.collect / ".incoming" / f"{UNIT}.{packed_here['sha256']}.tar"
     begun.parent.mkdir(parents=True)
-    begun.write_bytes(Path(packed_here["archive"]).read_bytes()[:123])
+    whole = io.BytesIO()
+    packing.send(work, session.token, UNIT, 0, whole)
+    begun.write_bytes(whole.getvalue()[:123])
     found = collect.collect(session, RecordingWatch())[UNIT]
     assert found == Collected(folder=f"collect/h01/{UNIT}", complete=True)
     for path in folder.rglob("*"):
         if path.is_file():
             assert (session.collect / "h01" / UNIT / path.relative_to(folder)).read_bytes() == path.read_bytes()
-    assert list((work / "tmp").iterdir()) == []
+    assert not (work / "tmp").exists()
     assert list(begun.parent.iterdir()) == []
 
 

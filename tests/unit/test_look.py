@@ -141,7 +141,7 @@ def test_the_module_runs_alone(tmp_path_factory: pytest.TempPathFactory) -> None
     assert outcome.state is HostState.NOT_READY
     assert "/proc/nowhere cannot be written" in outcome.cause or "GiB free for /proc/nowhere" in outcome.cause
     assert started == ["here"]
-    assert outcome.results["Look"]["stamps"] == {"python_env": "", "harness": "", "assets": {}}
+    assert outcome.results["Look"]["stamps"] == {"python_env": "", "harness": "", "assets": {}, "weights": {}}
     folder = tmp_path_factory.mktemp("home")
     made = look.Looked(host=here.host, python=sys.executable, options=here.options | {"work_dir": str(folder)})
     assert look.look([made], LOOK_ONLY, "Look", started.append)["here"].state is HostState.READY

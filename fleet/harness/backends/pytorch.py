@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Options, Output
-from fleet.harness.models import bert, linear, workers
+from fleet.harness.models import bert, linear, memory, workers
 
 DTYPES = {
     "float32": torch.float32,
@@ -177,19 +178,27 @@ class BertBackend:
             raise ValueError(f"a sample of {longest} tokens, the model has {self._model.longest} positions")
 
     def _start(self, chunk: Sequence[Features]) -> "_Pending":
-        """Compute a chunk without waiting for it; in halves where it does not fit into the device's memory."""
+        """Compute a chunk without waiting for it; in smaller ones where it does not fit into the device's memory."""
         try:
             with self._on_device(), torch.inference_mode():
                 return self._compute(chunk)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_short(error):
+                raise
             tokens = sum(len(sample.input_ids) for sample in chunk)
             if len(chunk) == 1:
                 raise ValueError(f"out of memory on {self._device} with a single sample of {tokens} tokens") from error
         # Not before the exception is gone: it holds the tensors that did not fit.
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        memory.release(self._device)
         self._tokens = tokens // 2
-        return _Joined([self._start(half) for half in (chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :])])
+        sys.stdout.write(f"out of memory with {tokens} tokens at once: going on with {self._tokens}\n")
+        parts: list[_Pending] = []
+        done = 0
+        while done < len(chunk):
+            part = next(workers.chunks(chunk[done:], self._tokens))
+            parts.append(self._start(part))
+            done += len(part)
+        return _Joined(parts)
 
     def _compute(self, chunk: Sequence[Features]) -> "_Pending":
         lengths = [len(sample.input_ids) for sample in chunk]
@@ -295,7 +304,7 @@ class _Graph:
 def open(benchmark: Benchmark, options: Options) -> Backend:  # noqa: A001 - every backend's door has this name
     """The benchmark's model, loaded.
 
-    Raises ValueError for unknown options and foreign checkpoints, FileNotFoundError for missing weights.
+    Raises ValueError for unknown options, missing weights and foreign checkpoints.
     """
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)  # one query at a time: a second pool would only take cores from the first

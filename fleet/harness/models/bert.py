@@ -25,7 +25,7 @@ NAMES = ("query", "key", "value")
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face folder, from one file or from shards.
 
-    Raises FileNotFoundError when there are none, and ValueError naming a file that is damaged.
+    Raises ValueError naming a file that is missing or damaged.
     """
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
@@ -35,7 +35,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; next: fleet provision")
+            raise ValueError(f"{path}: no such file; next: fleet provision")
         try:
             found.update(load_file(path))
         except SafetensorError as error:

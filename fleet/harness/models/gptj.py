@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from fleet.harness.interfaces import RANDOM_WEIGHTS, Backend, Benchmark, Features, Generation, Options, generation_of
-from fleet.harness.models import workers
+from fleet.harness.models import memory, workers
 from fleet.harness.models.beam_search import Batch, Cache
 from fleet.harness.models.gptj_layers import DTYPES, SEED, Checkpoint, Drawn, GptJ
 
@@ -125,12 +125,14 @@ class _Common:
 
     def _halved(self, size: int, longest: int, error: BaseException) -> int:
         """Half as many samples at once. Raises ValueError when there was but one."""
+        on_gpu = self._chosen.device.type == "cuda"
+        place, larger = ("GPU memory", "a GPU") if on_gpu else ("memory", "a host")
         if size == 1:
             raise ValueError(
-                f"out of GPU memory with one prompt of {longest} tokens and {self._chosen.generation.beams} beams;"
-                " take a GPU with more memory, a smaller dtype or fewer beams"
+                f"out of {place} with one prompt of {longest} tokens and {self._chosen.generation.beams} beams;"
+                f" take {larger} with more memory, a smaller dtype or fewer beams"
             ) from error
-        sys.stdout.write(f"out of GPU memory with {size} samples at once: going on with {size // 2}\n")
+        sys.stdout.write(f"out of {place} with {size} samples at once: going on with {size // 2}\n")
         return size // 2
 
 
@@ -168,7 +170,7 @@ class GptJBackend(_Common):
         """New tokens int64 [count] of each sample in order, the end token among them.
 
         Raises ValueError for a prompt that is empty, too long or of another vocabulary, and when not even one sample
-        fits into GPU memory.
+        fits into memory.
         """
         prompts = [np.ascontiguousarray(sample.input_ids, dtype=np.int64) for sample in samples]
         self._check(prompts, self._gptj.vocabulary, self._gptj.positions)
@@ -177,20 +179,21 @@ class GptJBackend(_Common):
         answers: dict[int, Tokens] = {}
         given = 0
         while given < len(prompts):
-            failed: torch.OutOfMemoryError | None = None
+            failed: Exception | None = None
             try:
                 for index, tokens in self._generate(waiting):
                     answers[index] = tokens
                     while given in answers:
                         yield answers.pop(given)
                         given += 1
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_short(error):
+                    raise
                 failed = error.with_traceback(None)  # the frames hold the very tensors that filled the memory
             if failed is not None:
                 self._cache = None
                 self._slots = self._halved(min(self._slots, len(waiting)), longest, failed)
-                if self._chosen.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                memory.release(self._chosen.device)
 
     def _generate(self, waiting: dict[int, Tokens]) -> Iterator[tuple[int, Tokens]]:
         """Index and answer of all that wait, as they come; what is answered waits no longer."""
@@ -299,7 +302,7 @@ class TransformersBackend(_Common):
         """New tokens int64 [count] of each sample in order, the end token among them.
 
         Raises ValueError for a prompt that is empty, too long or of another vocabulary, and when not even one sample
-        fits into GPU memory.
+        fits into memory.
         """
         prompts = [sample.input_ids for sample in samples]
         fields = self._loaded.config
@@ -309,15 +312,16 @@ class TransformersBackend(_Common):
         answers: list[Tokens] = []
         while len(answers) < len(prompts):
             group = prompts[len(answers) : len(answers) + self.batch_size]
-            failed: torch.OutOfMemoryError | None = None
+            failed: Exception | None = None
             try:
                 answers += self._padded(group)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_short(error):
+                    raise
                 failed = error.with_traceback(None)
             if failed is not None:
                 self.batch_size = self._halved(len(group), max(len(prompt) for prompt in group), failed)
-                if self._chosen.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                memory.release(self._chosen.device)
         return answers
 
     def _continuously(self, prompts: Sequence[Tokens]) -> list[Tokens]:

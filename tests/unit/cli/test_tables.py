@@ -78,6 +78,7 @@ def test_every_host_and_unit_has_its_row_with_state_reason_and_cause(tmp_path: P
         Host(name="b", units=(replace(offline, state=UnitState.FAILED, reason=Reason.NO_SPACE, cause="disk full"),)),
         Host(name="c", units=(replace(offline, collected=False, attempts=(LOST,)), accuracy[0])),
         Host(name="d", state=HostState.LEFT_OUT, cause="--exclude d"),
+        Host(name="e", units=(replace(offline, state=UnitState.RUNNING), replace(accuracy[0], state=UnitState.QUEUED))),
     ]
     results = load(build(tmp_path, hosts))
     assert rows(results) == [
@@ -92,9 +93,10 @@ def test_every_host_and_unit_has_its_row_with_state_reason_and_cause(tmp_path: P
         {
             "host": "c",
             "verdict": "performance: no result (corrupt-files)",
-            "why": "collected, but files are missing or changed",
+            "why": "not collected: files are missing or changed",
             "remarks": "performance: started 2 times; before: unreachable: no answer for 25 s",
         },
+        {"host": "e", "verdict": "performance: running; accuracy: queued", "why": "", "remarks": ""},
         {"host": "d", "verdict": "left-out", "why": "--exclude d", "remarks": ""},
     ]
     assert tables.results_code(results) is ExitCode.MISSING

@@ -202,7 +202,7 @@ def test_out_of_memory_halves_the_batch_for_good(
     found = [list(tokens) for tokens in backend.predict(given)]
     assert found == [expected(model, sample, WANTED) for sample in given]
     assert tried == [12, 6, 3]
-    assert "out of GPU memory with 6 samples at once: going on with 3" in capsys.readouterr().out
+    assert "out of memory with 6 samples at once: going on with 3" in capsys.readouterr().out
     list(backend.predict(given))
     assert tried == [12, 6, 3]
 
@@ -232,7 +232,7 @@ def test_out_of_memory_with_one_sample_is_an_answer(
 ) -> None:
     monkeypatch.setattr(gptj, "Cache", short_of_memory(0, [], beam_search.Cache))
     backend = opened(Folder(reference[0], replace(WANTED, beams=4)), batch_size=8)
-    with pytest.raises(ValueError, match="out of GPU memory with one prompt of 49 tokens and 4 beams; take a GPU with"):
+    with pytest.raises(ValueError, match="out of memory with one prompt of 49 tokens and 4 beams; take a host with"):
         list(backend.predict(prompts(*LENGTHS)))
 
 
@@ -247,7 +247,17 @@ def test_several_workers_give_the_same_tokens(reference: tuple[Path, Any]) -> No
         backend.close()
 
 
-def test_transformers_batches_are_halved_too(llama: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "short",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_transformers_batches_are_halved_too(
+    llama: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, short: Exception
+) -> None:
     folder, model = llama
     backend = opened(Folder(folder), batch_size=8)
     generate, tried = backend._loaded.generate, list[int]()
@@ -255,7 +265,7 @@ def test_transformers_batches_are_halved_too(llama: tuple[Path, Any], monkeypatc
     def limited(ids: Any, **rest: Any) -> Any:
         tried.append(len(ids))
         if len(ids) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise short
         return generate(ids, **rest)
 
     monkeypatch.setattr(backend._loaded, "generate", limited)

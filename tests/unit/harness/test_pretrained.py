@@ -137,12 +137,15 @@ def test_every_backend_has_transformers_logits(
     assert worst(opened(name, benchmark, tmp_path), samples, expected) < 1e-3
 
 
-@pytest.mark.parametrize(("name", "dtype", "most"), [("pytorch", "bfloat16", 0.05), ("onnxruntime", "int8", 0.4)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "most"), [("pytorch", "bfloat16", 0.03), ("pytorch", "int8", 0.2), ("onnxruntime", "int8", 0.2)]
+)
 def test_lower_precision_is_near_on_weights_that_were_trained(  # noqa: PLR0917 - fixtures and parameters
     name: str, dtype: str, most: float, benchmark: bert.Bert, samples: list[Features], expected: list[Any],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    largest = max(float(np.abs(logits).max()) for logits in expected)
-    error = worst(opened(name, benchmark, tmp_path, dtype=dtype), samples, expected) / largest
-    print(f"{name} {dtype}: largest error {error:.3f} of the largest logit")
+    exact = np.concatenate(expected)
+    found = np.concatenate(list(opened(name, benchmark, tmp_path, dtype=dtype).predict(samples)))
+    error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    print(f"{name} {dtype}: rms error {error:.3f} of the logits' rms")
     assert 0 < error < most

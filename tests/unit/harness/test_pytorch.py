@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from fleet.harness.backends import pytorch  # noqa: E402 - not before torch is known to be there
+from fleet.harness.models import linear  # noqa: E402
 
 
 class Folder:
@@ -129,7 +130,7 @@ def test_a_checkpoint_with_too_few_layers_is_refused(reference: tuple[Path, Any]
 
 def test_missing_weights_are_said(reference: tuple[Path, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((reference[0] / "config.json").read_bytes())
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: no such file; next: fleet provision"):
         pytorch.open(Folder(tmp_path), {"device": "cpu"})
 
 
@@ -169,6 +170,26 @@ def test_int8_is_near_and_said(wide: Path) -> None:
     assert told == {"weight_data_types": "int8", "weight_transformations": "quantised to int8 when loaded"}
 
 
+@pytest.mark.parametrize(("low", "high"), [(-0.17, 20.0), (-9.0, 2.0), (1.0, 3.0), (-3.0, -1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_int8_activations_are_rounded_to_the_nearest_of_254_steps_and_no_step_is_lost(
+    low: float, high: float, dtype: Any
+) -> None:
+    width = 256
+    product = linear.Int8(torch.eye(width), torch.zeros(width))  # what comes out is what went in, quantised
+    rows = torch.linspace(low, high, 8 * width).view(8, width).to(dtype)
+    added = torch.linspace(-1, 1, 8 * width).view(8, width).to(dtype)
+    before = rows.clone()
+    error = product(rows).float() - rows.float()
+    step = (max(high, 0.0) - min(low, 0.0)) / 254
+    coarse = max(abs(low), abs(high)) * 2**-8 if dtype == torch.bfloat16 else 0.0  # what comes out is rounded too
+    assert error.abs().max() <= 0.51 * step + coarse
+    assert abs(float(error.mean())) <= 0.05 * step  # neither up nor down on the whole
+    assert torch.equal(rows, before)
+    both = product(rows, added.clone()).float() - (rows.float() + added.float())
+    assert both.abs().max() <= 0.51 * step + coarse + 2**-7 * (dtype == torch.bfloat16)
+
+
 def test_micro_batches_change_nothing(wide: Path) -> None:
     given = samples(64, 40, 40, 17, 3)
     assert np.abs(logits(wide, given, tokens=50) - logits(wide, given)).max() < 1e-5
@@ -181,7 +202,7 @@ def test_several_workers_answer_in_order(wide: Path) -> None:
 
 def test_a_worker_that_cannot_open_its_model_says_why(tmp_path: Path, wide: Path) -> None:
     (tmp_path / "config.json").write_text((wide / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match="no such file; next: fleet provision"):
+    with pytest.raises(ValueError, match="no such file; next: fleet provision"):
         pytorch.open(Folder(tmp_path), {"device": "cpu", "workers": 2})
 
 
@@ -198,7 +219,20 @@ def test_out_of_memory_halves_the_micro_batch_for_good(wide: Path, monkeypatch: 
     expected = logits(wide, given)
     monkeypatch.setattr(pytorch.BertBackend, "_compute", short)
     assert np.abs(logits(wide, given) - expected).max() < 1e-5
-    assert tried == [90, 60, 30, 30, 30]
+    assert tried == [90, 30, 30, 30]
+
+
+def test_another_error_is_not_taken_for_want_of_memory(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def wrong(_: Any, chunk: Any) -> Any:
+        tried.append(len(chunk))
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(pytorch.BertBackend, "_compute", wrong)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        logits(wide, samples(12, 12))
+    assert tried == [2]
 
 
 def test_out_of_memory_with_a_single_sample_is_an_answer(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,9 @@ def test_a_ready_host_that_lacks_a_unit_is_missing_with_the_units_cause(tmp_path
     assert found.headline == "1 of 2 hosts, 6 of 8 units"
     (state, cause) = missing(found)["a"]
     assert state == "incomplete"
-    assert cause.startswith("2 of 4 units; timeout: stopped after 30 s; no result (corrupt-files): ")
+    assert cause.startswith(
+        "2 of 4 units; timeout: stopped after 30 s; no result (corrupt-files): not collected: the transfer broke off"
+    )
     assert found.systems[0].reason is Reason.TIMEOUT
 
 
@@ -142,9 +144,9 @@ def test_conditions_become_warnings_unless_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ran", "named"),
     [
-        ({"lock": {"driver": "550.1", "fleet": "ab"}}, "driver 550.1 → unknown, fleet ab → unknown"),
+        ({"lock": {"driver": "550.1", "fleet": "ab"}}, "driver 550.1 → none, fleet ab → none"),
         ({"user_conf": "*.Offline.target_qps = 3\n"}, "user_conf"),
-        ({"lock": {"weights": "f" * 200}, "sample_count": 3}, f"weights {'f' * 80}… → unknown, sample_count"),
+        ({"lock": {"cuda": "f" * 200, "weights": "a"}, "sample_count": 3}, f"cuda {'f' * 80}… → none, sample_count"),
     ],
 )
 def test_another_lock_than_the_plans_is_not_measured(tmp_path: Path, ran: dict[str, Any], named: str) -> None:
@@ -153,6 +155,39 @@ def test_another_lock_than_the_plans_is_not_measured(tmp_path: Path, ran: dict[s
     assert unit.cause == f"it ran under another lock than is planned now: {named}"
     assert unit.outcome == "no result (lock-changed)"
     assert not unit.submittable
+
+
+@pytest.mark.parametrize(
+    ("home", "cause", "reason"),
+    [
+        (
+            {"cause": "it ran by another spec", "reason": "lock-changed"},
+            "it ran under another lock than is planned now: driver 1 → none",
+            Reason.LOCK_CHANGED,
+        ),
+        # Files of an earlier attempt are still there: their lock is not why this one is not home.
+        (
+            {"cause": "the transfer broke off", "reason": "unreachable"},
+            "not collected: the transfer broke off",
+            Reason.UNREACHABLE,
+        ),
+        (
+            {"cause": "user.conf is not in the manifest"},
+            "not collected: user.conf is not in the manifest",
+            Reason.CORRUPT_FILES,
+        ),
+        ({"folder": "", "cause": ""}, "not collected: files are missing or changed", Reason.OTHER),
+    ],
+)
+def test_what_collect_found_wrong_is_the_cause(
+    tmp_path: Path, home: dict[str, str], cause: str, reason: Reason
+) -> None:
+    session = build(tmp_path, [Host(name="a", units=(Unit(ran={"lock": {"driver": "1"}}),))])
+    folder = unit_folder(session)
+    entry = {"folder": folder.relative_to(session.root).as_posix(), "complete": False} | home
+    session.write(session.collect / "collected.json", {"units": {folder.name: entry}})
+    (unit,) = load(session).units
+    assert (unit.cause, unit.reason, unit.measured) == (cause, reason, False)
 
 
 def test_what_no_number_depends_on_may_differ(tmp_path: Path) -> None:
