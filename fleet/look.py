@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fleet import content
+from fleet import content, threads
 from fleet.inventory import reach
 from fleet.inventory.hosts import Host
 from fleet.plays import HostOutcome
@@ -28,8 +27,6 @@ KINDS: dict[str, type | tuple[type, ...]] = {"str": str, "dict": dict, "float": 
 ANSWER_S = 20.0
 """A host that has not answered for so long is asked for a sign of life, and left to Ansible if it gives one."""
 ALIVE_S = 5.0
-AT_ONCE = 64
-"""Hosts looked at side by side: the threads wait for the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +133,11 @@ def look(
             return HostOutcome(host=item.host.name, state=error.state, cause=error.cause, hint=error.hint)
         return None if said is None else _judge(item.host.name, said, wanted, task)
 
-    pool = ThreadPoolExecutor(max_workers=min(AT_ONCE, max(1, len(hosts))))
+    named = {item.host.name: item for item in hosts}
     try:
-        return {outcome.host: outcome for outcome in pool.map(one, hosts) if outcome is not None}
+        found = dict(threads.each(lambda name: one(named[name]), list(named)))
+        return {name: outcome for name in named if (outcome := found[name]) is not None}
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for connection in opened:
             # Ctrl-C waits for no host.
             connection.close()

@@ -185,6 +185,9 @@ class _Stage:
 
     def _settle(self, name: str, found: Readiness, *, keep: bool = True) -> None:
         with self._lock:
+            if not found.work_dir and name in self._earlier:
+                # A host that is away keeps the place where its files lie: somebody will fetch them.
+                found = replace(found, work_dir=self._earlier[name].work_dir)
             self._found[name] = found
             if keep:
                 self._earlier[name] = found

@@ -363,3 +363,13 @@ def test_a_playbook_that_cannot_run_costs_only_the_hosts_that_need_it(
     one, two = provision.provision(made.session, made.campaign, Broken(), RecordingWatch())
     assert one.state is HostState.READY
     assert (two.state, two.cause, two.hint) == (HostState.FAILED, "provision: broken", "look")
+
+
+def test_a_host_that_is_away_keeps_the_place_of_its_files(tmp_path: Path) -> None:
+    made = scene(tmp_path)
+    provision.provision(made.session, made.campaign, FakePlays(), RecordingWatch())
+    before = [item.work_dir for item in handoff.readiness(made.session)]
+    gone = FakePlays({"h01": outcome(HostState.UNREACHABLE, cause="no answer")})
+    (found,) = provision.provision(made.session, made.campaign, gone, RecordingWatch())
+    assert (found.state, [found.work_dir]) == (HostState.UNREACHABLE, before)
+    assert before != [""]
