@@ -51,6 +51,6 @@ def test_ctrl_c_waits_for_nobody() -> None:
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"up\n"
+        assert process.stdout.readline().startswith(b"up")  # of several threads at once
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in {-signal.SIGINT, 130}
