@@ -294,8 +294,9 @@ def _from_host(collector: Collector, host: Host, work_dir: str, records: list[Un
         try:
             for number, record in enumerate(_asked_anew(connection, collector.session, work_dir, records)):
                 watch.host(host.name, f"fetching {record.unit}", fraction=number / len(records))
-                _fetch(collector, connection, work_dir, record)
+                # What becomes of it is kept from here on, also when the host then falls silent.
                 left.remove(record.unit)
+                _fetch(collector, connection, work_dir, record)
         finally:
             connection.close()
     except reach.Unreachable as error:

@@ -51,8 +51,8 @@ _BAR = "│"
 """Between the cells of a table, as fleet prints it."""
 _MOMENT = 60.0
 _GRACE = 10.0
-_SPARED = "! -name status.json ! -name progress"
-"""Files of a unit that go on changing when it is done."""
+_SPARED = "! -name status.json ! -name progress ! -name home"
+"""Files of a unit that go on changing when it is done, and the host's note that its files are home."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,9 @@ def test_the_harness_is_known_by_its_folder(tmp_path: Path, monkeypatch: pytest.
 def test_a_unit_does_not_run_under_another_lock(
     tmp_path: Path, lock: dict[str, str], code: int, reason: str | None
 ) -> None:
-    conf = "*.SingleStream.min_duration = 50\n*.SingleStream.min_query_count = 10\n*.SingleStream.target_latency = 0.1\n"
+    conf = (
+        "*.SingleStream.min_duration = 50\n*.SingleStream.min_query_count = 10\n*.SingleStream.target_latency = 0.1\n"
+    )
     ended, folder = measured(tmp_path, spec(scenario=Scenario.SINGLE_STREAM, user_conf=conf, lock=lock))
     assert ended == code
     assert (folder / "manifest.json").exists() is (code == 0)

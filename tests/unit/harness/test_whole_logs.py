@@ -13,7 +13,9 @@ from tests.unit.harness.units import measured, spec
 
 @pytest.fixture(scope="module", params=[Mode.PERFORMANCE, Mode.ACCURACY])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mode]:
-    conf = "*.SingleStream.min_duration = 50\n*.SingleStream.min_query_count = 10\n*.SingleStream.target_latency = 0.1\n"
+    conf = (
+        "*.SingleStream.min_duration = 50\n*.SingleStream.min_query_count = 10\n*.SingleStream.target_latency = 0.1\n"
+    )
     value = spec(scenario=Scenario.SINGLE_STREAM, mode=request.param, user_conf=conf)
     code, folder = measured(tmp_path_factory.mktemp("run"), value)
     assert code == 0, (folder / "harness.log").read_text(encoding="utf-8")
