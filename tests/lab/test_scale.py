@@ -16,17 +16,6 @@ NAMES = [f"h{number:02}" for number in range(1, HOSTS + 1)]
 GONE = ("h07", "h48")
 FROZEN = ("h20", "h21", "h22")
 
-BERT = [
-    {
-        "name": "tiny-bert",
-        "backend_options": {"threads": 1},
-        # The scenario with the fewest samples, and a target, so that no host tunes: all of them share this machine.
-        "scenarios": ["SingleStream"],
-        "modes": ["performance"],
-        "user_conf": {"SingleStream": {"target_latency": 500}},
-    }
-]
-
 
 @pytest.fixture(scope="module")
 def many(lab_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:  # noqa: ARG001 - it skips
@@ -91,17 +80,3 @@ def test_every_host_runs_its_unit_and_comes_home(fleet: Fleet) -> None:
     assert home == [name for name in NAMES if name != "h33"]
     for name in NAMES:
         assert not [process for process in fleet.lab[name].processes() if "harness" in process.command]
-
-
-@pytest.mark.timeout(1800)
-def test_every_host_runs_a_model(lab_possible: None, wheelhouse: Path, tmp_path: Path) -> None:  # noqa: ARG001 - skips
-    """Torch on every host: about 10 GB of memory, and minutes of imports on this machine's cores."""
-    layer = converged.layer(wheelhouse, tmp_path, BERT)
-    with Lab(HOSTS, mounts={wheelhouse: converged.WHEELHOUSE}, extra_layers=[layer]) as lab:
-        # Dozens of processes that wait for a core: a host is slow to answer here, and not lost.
-        run = {"quick_seconds": 1, "lost_after_s": 300}
-        fleet = Fleet(lab, tmp_path, hosts=converged.entry(HOSTS), benchmarks=BERT, run=run)
-        done = fleet("bench", "--quick", timeout=1500)
-        said(done, f"{HOSTS} of {HOSTS} hosts, {HOSTS} of {HOSTS} units", "demo model")
-        rows(fleet, ["done"] * HOSTS)
-        assert len(list(fleet.session.glob("collect/*/*/manifest.json"))) == HOSTS
