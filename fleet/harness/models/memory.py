@@ -7,10 +7,15 @@ import torch
 
 from fleet.harness import batching
 
+ONEDNN = "could not create a primitive"
+"""What oneDNN says where it finds no room for a product's code. Of a product that it does not have it says the same, but
+models.linear.int8_works finds that out before."""
+
 
 def is_short(error: BaseException) -> bool:
-    """Whether the cause was want of memory; on a CPU there is no class for it, only the allocator's words."""
-    return isinstance(error, MemoryError) or batching.memory_is_short(str(error))
+    """Whether the cause was want of memory; on a CPU there is no class for it, only the allocator's and oneDNN's words."""
+    said = str(error)
+    return isinstance(error, MemoryError) or batching.memory_is_short(said) or ONEDNN in said
 
 
 def release(device: torch.device) -> None:

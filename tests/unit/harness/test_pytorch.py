@@ -206,14 +206,25 @@ def test_a_worker_that_cannot_open_its_model_says_why(tmp_path: Path, wide: Path
         pytorch.open(Folder(tmp_path), {"device": "cpu", "workers": 2})
 
 
-def test_out_of_memory_halves_the_micro_batch_for_good(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("could not create a primitive"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batch_for_good(
+    wide: Path, monkeypatch: pytest.MonkeyPatch, said: Exception
+) -> None:
     given, tried = samples(30, 30, 20, 10), []
     compute = pytorch.BertBackend._compute
 
     def short(backend: Any, chunk: Any) -> Any:
         tried.append(sum(len(sample.input_ids) for sample in chunk))
         if tried[-1] > 45:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise said
         return compute(backend, chunk)
 
     expected = logits(wide, given)
