@@ -63,11 +63,11 @@ def runs(fleet: Fleet, unit: str) -> bool:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file below a folder."""
+    """Digest of every file below a folder, without what later files made room for."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.relative_to(folder).parts[0] != ".earlier"
     }
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tests.conftest import MakeLab
     from tests.lab.hosts import Lab
 
-pytestmark = pytest.mark.lab
+# What the lab itself can do: with the faults that it is for.
+pytestmark = [pytest.mark.lab, pytest.mark.faults]
 DAY = 86400
 
 

@@ -87,6 +87,7 @@ def desk(lab_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.lab
+@pytest.mark.scale
 def test_a_play_runs_from_the_worker_and_comes_home(desk: Desk) -> None:
     done = desk.shell(blocks()[2] + blocks()[3])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,6 +107,7 @@ def test_a_play_runs_from_the_worker_and_comes_home(desk: Desk) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.scale
 def test_a_host_that_the_worker_cannot_reach_is_named_at_home(desk: Desk) -> None:
     shutil.rmtree(desk.fleet.folder / "play" / "artifacts", ignore_errors=True)
     desk.lab["far02"].link(up=False)

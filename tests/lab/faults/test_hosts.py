@@ -63,6 +63,7 @@ def test_a_host_that_hangs_while_it_is_made_ready_holds_nobody(outing: MakeOutin
     out.recover("host frozen for good, being provisioned", "h02", "no answer|lost|unreachable", missing=["h02"])
 
 
+@pytest.mark.faults
 def test_a_reboot_in_the_middle_of_a_unit(outing: MakeOuting) -> None:
     out = outing()
     out.start()
