@@ -15,7 +15,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from fleet import content
+from fleet.cloud_settings import CloudSettings, InstanceEntry, ResultsBucket, Strict
 from fleet.errors import CampaignError
 from fleet.mlperf import rules
 from fleet.terms import Availability, Category, Division, HostKind, Mode, Reason, Scenario
@@ -33,12 +33,6 @@ HOST_NAME_LIMIT = 120
 """Characters: a unit's file name holds the host's, the benchmark's, the scenario's and the mode's."""
 RANGE_LIMIT = 10_000
 """Hosts in one range: a slip of the finger must not fill the memory."""
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors; values cannot be changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 BackendName = Literal["null", "pytorch", "onnxruntime", "tensorflow", "tensorrt", "openai"]
@@ -78,10 +72,10 @@ class BenchmarkEntry(Strict):
     name: Annotated[str, AfterValidator(_known_benchmark)]
     # In YAML a bare null is no text; who writes `backend: null` means the backend of that name.
     backend: Annotated[BackendName, BeforeValidator(lambda value: value or "null")] = "pytorch"
-    backend_options: dict[str, str | int | float | bool] = {}
+    backend_options: dict[str, str | int | float | bool] = Field({})
     scenarios: tuple[Scenario, ...] = Field((Scenario.SINGLE_STREAM, Scenario.OFFLINE), min_length=1)
     modes: tuple[Mode, ...] = Field((Mode.ACCURACY, Mode.PERFORMANCE), min_length=1)
-    user_conf: dict[Scenario, LoadgenSettings] = {}
+    user_conf: dict[Scenario, LoadgenSettings] = Field({})
 
     @field_validator("scenarios", "modes")
     @classmethod
@@ -129,8 +123,9 @@ class HostEntry(Strict):
     port: int | None = Field(None, gt=0, lt=65536)
     identity_file: str | None = Field(None, description="path of the private key; the key itself stays with ssh")
     python: str | None = Field(None, description="path of Python 3.11 or newer on the host")
-    notes: dict[str, str] = {}
+    notes: dict[str, str] = Field({})
     user_conf: dict[str, dict[Scenario, LoadgenSettings]] = Field({}, description="per benchmark, over the campaign's")
+    usd_per_hour: float | None = Field(None, ge=0, description="what the host costs, for dollars in the report")
 
     @model_validator(mode="after")
     def _one_source(self) -> "HostEntry":
@@ -153,10 +148,17 @@ class Campaign(Strict):
     round: Annotated[str, AfterValidator(_known_round)] = "v6.1"
     work_dir: str = Field("~/.mlperf-fleet", pattern=r"^(~/|/)[A-Za-z0-9._/-]+$", description="fleet's folder on hosts")
     benchmarks: tuple[BenchmarkEntry, ...] = Field(min_length=1)
-    hosts: tuple[HostEntry, ...] = Field(min_length=1)
+    hosts: tuple[HostEntry, ...] = ()
+    cloud: CloudSettings | None = Field(None, description="EC2 instances to launch for this campaign")
     notes: dict[str, str] = Field({}, description="system notes for every host; a host's own win")
     run: RunSettings = RunSettings.model_validate({})
     role_variables: dict[str, Any] = Field({}, description="variables of the roles, see docs/roles.md")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "Campaign":
+        if not self.hosts and self.cloud is None:
+            raise ValueError("hosts: missing; name some, or instances under `cloud:`")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Campaign":
@@ -253,7 +255,16 @@ def _say(item: Any) -> str:
 
 
 def _models() -> tuple[type[BaseModel], ...]:
-    return (Campaign, BenchmarkEntry, HostEntry, RunSettings, LoadgenSettings)
+    return (
+        Campaign,
+        BenchmarkEntry,
+        HostEntry,
+        RunSettings,
+        LoadgenSettings,
+        CloudSettings,
+        InstanceEntry,
+        ResultsBucket,
+    )
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

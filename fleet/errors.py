@@ -4,6 +4,8 @@
     ├── CampaignError          exit 2  fleet.yml, or what was typed, is wrong
     ├── SessionError           exit 1  the session folder is missing, newer than this fleet, or in use
     ├── PlayError              exit 1  ansible-runner itself could not run (a failed host is data, not an error)
+    ├── CloudError             exit 1  EC2 refused, or there is no way to ask it
+    │   └── LeakError          exit 4  an instance may still be running
     ├── ResultsError           exit 1  collected files cannot be read
     └── SubmissionError        exit 5  no submission can be made of these results
 
@@ -68,6 +70,20 @@ class SessionError(FleetError):
 
 class PlayError(FleetError):
     """ansible-runner could not run the playbook at all."""
+
+
+class CloudError(FleetError):
+    """EC2 refused, or cannot be asked; `code` is AWS's own word for it, empty when it said none."""
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class LeakError(CloudError):
+    """An instance may still be running; the message names its id."""
+
+    exit_code = ExitCode.LEAK
 
 
 class ResultsError(FleetError):

@@ -4,7 +4,7 @@ sessions/<id>/
 session.json           who made it, when, from which campaign
 campaign.yml           the campaign as it was
 controller.json        who works on it right now
-inventory/ provision/ tune/ run/ collect/ results/ submission/ report/   one folder per stage
+cloud/ inventory/ provision/ tune/ run/ collect/ results/ submission/ report/   one folder per stage
 plays/                 ansible-runner's own files, for when something went wrong
 """
 
@@ -93,6 +93,11 @@ class Session:
     def report(self) -> Path:
         """index.html."""
         return self.root / "report"
+
+    @property
+    def cloud(self) -> Path:
+        """leases/<lease>.json, plan.json: instances that were launched for the session, and what they cost."""
+        return self.root / "cloud"
 
     @property
     def plays(self) -> Path:

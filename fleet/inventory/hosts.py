@@ -23,7 +23,36 @@ class Host:
     python: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
     entry: int = 0
-    """Index of the campaign's entry that it came from."""
+    """Index of the campaign's entry that it came from; of `cloud.instances` for instances that fleet launches."""
+    usd_per_hour: float | None = None
+    instance: "Instance | None" = None
+    """What EC2 says of it, for hosts that fleet launched or found there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A host's EC2 instance. Of one that is yet to be launched only `lease` is empty and `id` too."""
+
+    id: str = ""
+    """`i-…`"""
+    lease: str = ""
+    """The lease it was launched under; empty for instances that somebody else launched."""
+    type: str = ""
+    region: str = ""
+    zone: str = ""
+    market: str = ""
+    """`on-demand` or `spot`."""
+    gpu: str = ""
+    """`a10g`, as DescribeInstanceTypes names it, in lower case with dashes; empty when unknown or none."""
+    image: str = ""
+    """`ami-…`"""
+    known_hosts: str = ""
+    """Path of a known_hosts file with the key that the controller made for it, under the name `key_alias`."""
+    key_alias: str = ""
+    patience_s: float = 0.0
+    """So long an instance that was just launched may take to answer ssh."""
+    cause: str = ""
+    """Why there is no instance; empty when there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,128 @@
+"""The only way to AWS: clients, whole lists, and what AWS says as CloudError.
+
+Credentials, profile and endpoints are boto3's own business: environment, ~/.aws, instance role, AWS_ENDPOINT_URL.
+"""
+
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from fleet.errors import CloudError
+
+_CONFIG = botocore.config.Config(
+    connect_timeout=10,
+    read_timeout=60,
+    # Throttling (RequestLimitExceeded too), 5xx and broken connections are botocore's to repeat. It repeats RunInstances
+    # with the same client token, which makes no second instance.
+    retries={"mode": "adaptive", "total_max_attempts": 8},
+    user_agent_extra="mlperf-fleet",
+)
+_LOGIN = "aws configure, or set AWS_PROFILE"
+_HINTS = {
+    "AuthFailure": _LOGIN,
+    "UnrecognizedClientException": _LOGIN,
+    "InvalidClientTokenId": _LOGIN,
+    "SignatureDoesNotMatch": _LOGIN,
+    "ExpiredToken": "aws sso login, or renew your credentials, then the same command again",
+    "ExpiredTokenException": "aws sso login, or renew your credentials, then the same command again",
+    "RequestExpired": "renew your credentials or set this machine's clock, then the same command again",
+    "UnauthorizedOperation": "ask for the permissions that docs/cloud.md lists",
+    "AccessDenied": "ask for the permissions that docs/cloud.md lists",
+    "AccessDeniedException": "ask for the permissions that docs/cloud.md lists",
+    "OptInRequired": "enable the region for your account, or name another under cloud.regions",
+}
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
+"""Codes of credentials that were good and are not any more."""
+NO_CREDENTIALS = "NoCredentials"
+NO_ANSWER = "NoAnswer"
+"""Our own codes, where AWS was not asked or did not answer: nobody knows whether the call was carried out."""
+
+
+class Client:
+    """One AWS service in one region; its methods are those of the API, and raise CloudError."""
+
+    def __init__(self, service: str, region: str) -> None:
+        self.service, self.region = service, region
+        # Not thread-safe while a client is made; the clients themselves are.
+        with _said(f"{service} in {region}"), _MAKING:
+            self._client = _session().client(service, region_name=region, config=_CONFIG)
+
+    def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """One call, such as `run_instances`; its answer without metadata.
+
+        Raises CloudError with AWS's code, or NO_ANSWER where it is not known whether it was carried out.
+        """
+        with _said(f"{operation} in {self.region}"):
+            answer: dict[str, Any] = getattr(self._client, operation)(**arguments)
+        answer.pop("ResponseMetadata", None)
+        return answer
+
+    def every(self, operation: str, key: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """Every item under `key` of a paginated call, page after page.
+
+        Raises CloudError.
+        """
+        with _said(f"{operation} in {self.region}"):
+            for page in self._client.get_paginator(operation).paginate(**arguments):
+                yield from page.get(key, ())
+
+    def presigned(self, operation: str, *, seconds: int, **arguments: Any) -> str:
+        """An address that does one call for whoever has it, for some time: a secret.
+
+        Raises CloudError.
+        """
+        with _said(f"{operation} in {self.region}"):
+            address: str = self._client.generate_presigned_url(operation, Params=arguments, ExpiresIn=seconds)
+        return address
+
+
+_MAKING = threading.RLock()
+
+
+@functools.cache
+def _session() -> Any:
+    return boto3.session.Session()
+
+
+@functools.cache
+def client(service: str, region: str) -> Client:
+    """The client of a service in a region; made once.
+
+    Raises CloudError when there is no such region, or no credentials.
+    """
+    with _MAKING:
+        session = _session()
+        with _said(f"{service} in {region}"):
+            # Of a partition's services some are in one region only; EC2 is in all, so its list is that of regions.
+            known = session.get_available_regions("ec2")
+            if region not in known and known and service == "ec2":
+                raise CloudError(f"there is no region {region}", hint=f"known: {', '.join(known)}", code="NoRegion")
+            if session.get_credentials() is None:
+                raise CloudError("no AWS credentials", hint=_LOGIN, code=NO_CREDENTIALS)
+        return Client(service, region)
+
+
+@contextmanager
+def _said(doing: str) -> Iterator[None]:
+    """What boto3 raises, as CloudError."""
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        told: Mapping[str, Any] = error.response.get("Error", {})
+        code = str(told.get("Code", ""))
+        raise CloudError(f"{doing}: {code}: {told.get('Message', '')}", hint=_HINTS.get(code, ""), code=code) from error
+    except (
+        botocore.exceptions.NoCredentialsError,
+        botocore.exceptions.PartialCredentialsError,
+        botocore.exceptions.ProfileNotFound,
+        botocore.exceptions.TokenRetrievalError,
+    ) as error:
+        raise CloudError(f"no AWS credentials ({error})", hint=_LOGIN, code=NO_CREDENTIALS) from error
+    except botocore.exceptions.BotoCoreError as error:
+        raise CloudError(f"{doing}: {error}", hint="the same command again", code=NO_ANSWER) from error
