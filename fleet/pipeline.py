@@ -8,11 +8,11 @@ import importlib
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fleet import collect, meanwhile, provision, run, tune
+from fleet import collect, instances, meanwhile, provision, run, tune
 from fleet.campaign import Campaign
 from fleet.handoff import Readiness
 from fleet.inventory import files
@@ -43,18 +43,28 @@ class Outing:
     stop: Callable[[], None] = lambda: None
     """Ends the play that is running."""
 
+    @property
+    def asked(self) -> Subset:
+        """The hosts that are asked now: without those that are finished with and gone."""
+        return instances.asked(self.session, self.campaign, self.subset)
+
+
+def up(outing: Outing) -> Any:
+    """Launch the instances that the campaign names and whose units are missing."""
+    return instances.up(outing.session, outing.campaign, outing.watch, outing.subset)
+
 
 def inventory(outing: Outing) -> Any:
     """Expand and probe the campaign's hosts."""
     outing.watch.stage("inventory", "reaching every host")
     return files.make(
-        outing.session, outing.campaign, base=outing.base, source=outing.source, left_out=outing.subset.left_out
+        outing.session, outing.campaign, base=outing.base, source=outing.source, left_out=outing.asked.left_out
     )
 
 
 def look(outing: Outing) -> Any:
     """See whether each host could run the campaign; changes nothing on any of them."""
-    return provision.check(outing.session, outing.campaign, outing.plays, outing.watch, outing.subset)
+    return provision.check(outing.session, outing.campaign, outing.plays, outing.watch, outing.asked)
 
 
 def make_ready(outing: Outing, on_ready: provision.OnReady = lambda _: None) -> Any:
@@ -64,15 +74,15 @@ def make_ready(outing: Outing, on_ready: provision.OnReady = lambda _: None) -> 
         outing.campaign,
         outing.plays,
         outing.watch,
-        subset=outing.subset,
-        spared=meanwhile.busy(outing.session, outing.subset),
+        subset=outing.asked,
+        spared=meanwhile.busy(outing.session, outing.asked),
         on_ready=on_ready,
     )
 
 
 def tune_targets(outing: Outing) -> Any:
     """Find what LoadGen must be told; not one of the stages, since a run without a value finds its own."""
-    return tune.tune(outing.session, outing.campaign, outing.watch, quick=outing.quick, subset=outing.subset)
+    return tune.tune(outing.session, outing.campaign, outing.watch, quick=outing.quick, subset=outing.asked)
 
 
 def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
@@ -85,7 +95,7 @@ def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
         outing.watch,
         quick=outing.quick,
         bringer=lambda planned: collect.Collector(outing.session, planned).bring,
-        subset=outing.subset,
+        subset=outing.asked,
         ready=ready,
     )
 
@@ -127,7 +137,25 @@ def prepare_and_measure(outing: Outing) -> Any:
 
 def bring_home(outing: Outing) -> Any:
     """Collect and verify what the run did not bring home."""
-    return collect.collect(outing.session, outing.watch, outing.subset)
+    return collect.collect(outing.session, outing.watch, outing.asked)
+
+
+def again(outing: Outing) -> None:
+    """Units whose instance EC2 took back are run on another one, as often as the policy for `interrupted` says."""
+    for _ in range(instances.tries(outing.campaign)):
+        hosts = instances.interrupted(outing.session, outing.campaign)
+        if not hosts:
+            return
+        outing.watch.note(f"interrupted, and run again on another instance: {', '.join(hosts)}")
+        instances.down(outing.session, outing.campaign, outing.watch, hosts=hosts)
+        part = replace(outing, subset=instances.only(hosts, outing.session, outing.subset))
+        for stage in (up, inventory, prepare_and_measure, bring_home):
+            stage(part)
+
+
+def down(outing: Outing) -> Any:
+    """End every instance of the session, and see that they are gone."""
+    return instances.down(outing.session, outing.campaign, outing.watch)
 
 
 def results(outing: Outing) -> Any:
@@ -164,7 +192,15 @@ FROM_FILES: dict[str, Callable[[Outing], Any]] = {
     "submission": submission,
     "report": report,
 }
-GOING_ON = {"run": measure, "collect": bring_home, **FROM_FILES}
+GOING_ON = {"run": measure, "collect": bring_home, "down": down, **FROM_FILES}
 """What is left when every host has its units already."""
-STAGES = {"inventory": inventory, "run": prepare_and_measure, "collect": bring_home, **FROM_FILES}
+STAGES = {
+    "up": up,
+    "inventory": inventory,
+    "run": prepare_and_measure,
+    "collect": bring_home,
+    "again": again,
+    "down": down,
+    **FROM_FILES,
+}
 """The whole job; provision and run are one stage, since no host waits for another."""

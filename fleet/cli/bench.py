@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from fleet import handoff, pipeline
+from fleet import handoff, instances, pipeline
 from fleet.cli import options, output, tables
-from fleet.errors import ExitCode, SubmissionError
+from fleet.errors import ExitCode, LeakError, SubmissionError
 from fleet.pipeline import Outing
 
 
@@ -46,12 +46,22 @@ def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json
     """Go through `stages`, which end with a report, and say what came of it."""
     found: dict[str, Any] = {}
     refused = ""
+    leak: LeakError | None = None
     for name, stage in stages.items():
         try:
             found[name] = stage(outing)
         except SubmissionError as error:
             # The report is owed all the same: it says what happened.
             refused = error.message
+        except LeakError as error:
+            # So it is here; it also costs, and nobody may overlook it.
+            leak = error
+        except Exception as error:
+            # Nobody goes on with it now, and instances cost.
+            if instances.may_run(outing.session):
+                output.say(f"stopped by: {error}")
+                pipeline.down(outing)
+            raise
     results = found["results"]
     if as_json:
         output.print_json(results)
@@ -67,4 +77,6 @@ def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json
     codes = [tables.results_code(results)]
     if refused:
         codes.append(ExitCode.INVALID)
+    if leak is not None:
+        raise leak
     return ExitCode.worst(codes)
