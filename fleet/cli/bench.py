@@ -78,9 +78,12 @@ def _through(
     for name, stage in stages.items():
         try:
             found[name] = stage(outing)
-        except (SubmissionError, LeakError) as error:
+        except SubmissionError as error:
             owed.append(error)
         except Exception as error:
+            if name == "down" and isinstance(error, LeakError):
+                owed.append(error)
+                continue
             # Nobody goes on with it now, and instances cost.
             if instances.may_run(outing.session):
                 output.say(f"stopped by: {error}")
