@@ -10,7 +10,7 @@ from fleet.cloud import leases
 from fleet.errors import LeakError
 from fleet.session import Session
 from fleet.subset import Subset
-from fleet.terms import Reason
+from fleet.terms import Reason, UnitState
 from fleet.watch import Watch
 
 FINISHED = "its units are done and home; its instance has ended"
@@ -81,6 +81,22 @@ def _lacking(session: Session) -> set[str]:
     units = handoff.plan(session).units
     missing = set(resume.missing(units, handoff.records(session), handoff.collected(session)))
     return {spec.host for spec in units if spec.unit in missing}
+
+
+def explain(session: Session) -> None:
+    """Let units that were lost with their instance say that its lease had ended; the network alone says `no answer`."""
+    now = time.time()
+    ended = {
+        leased.host: lease.expires_at
+        for lease in leases.read(session)
+        for leased in lease.instances
+        if leased.host and lease.expires_at <= now
+    }
+    for record in handoff.records(session).values():
+        if record.host in ended and record.state in {UnitState.UNREACHABLE, UnitState.NOT_READY}:
+            when = time.strftime("%H:%M:%S", time.localtime(ended[record.host]))
+            cause = f"its lease ended at {when}, and its instance with it; more time: cloud.lease_hours, fleet extend"
+            session.write(session.run / "units" / f"{record.unit}.json", replace(record, cause=cause))
 
 
 def up(session: Session, campaign: Campaign, watch: Watch, subset: Subset) -> dict[str, str]:

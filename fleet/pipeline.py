@@ -137,7 +137,9 @@ def prepare_and_measure(outing: Outing) -> Any:
 
 def bring_home(outing: Outing) -> Any:
     """Collect and verify what the run did not bring home."""
-    return collect.collect(outing.session, outing.watch, outing.asked)
+    found = collect.collect(outing.session, outing.watch, outing.asked)
+    instances.explain(outing.session)
+    return found
 
 
 def again(outing: Outing) -> None:
