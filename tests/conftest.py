@@ -24,6 +24,19 @@ WHEELHOUSE = "/opt/wheelhouse"  # where every host of ``lab`` has it
 _REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What must not run beside its like: lab hosts are many processes, and the harness holds the processor's lock."""
+    for item in items:
+        place = Path(item.location[0])
+        if "lab" in item.keywords:
+            group = "lab"
+        elif place.is_relative_to("tests/unit/harness"):
+            group = "harness"
+        else:
+            group = str(place)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 class MakeLab(Protocol):
     """Starts a lab of its own for one test: the arguments are those of Lab."""
 

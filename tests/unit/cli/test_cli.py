@@ -213,7 +213,7 @@ def test_status_says_where_units_stand(fleet: Fleet, tmp_path: Path, state: Unit
 
 def test_status_works_before_anything_is_planned(fleet: Fleet, tmp_path: Path) -> None:
     sessions.create(tmp_path / "sessions", MINIMAL, name="s0")
-    assert json.loads(fleet("status", "--json").stdout) == {"hosts": [], "owner": None, "session": "s0", "units": []}
+    assert json.loads(fleet("status", "--json").stdout) == {"hosts": [], "owner": None, "session": "s0", "units": [], "leases": []}
     scene(tmp_path, states={"h01": HostState.UNREACHABLE})
     done = fleet("status")
     assert done.returncode == 3

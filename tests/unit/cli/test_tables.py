@@ -118,7 +118,7 @@ def test_the_exit_code_follows_the_sums(tmp_path: Path) -> None:
 
 
 def test_instances_are_shown_with_the_end_of_their_lease_and_those_without_an_answer_too() -> None:
-    asked_for = lease("g5-1", "g5-2", state=LeaseState.INTENDED, hours=2)
+    asked_for = replace(lease("g5-1", "g5-2", state=LeaseState.INTENDED, hours=2), instances=())
     launched = lease("g5-3", hours=-1)
     ended = lease("g5-4", state=LeaseState.ENDED, ended=5.0)
     columns, rows = tables.leased([asked_for, launched, ended], asked_for.written_at)

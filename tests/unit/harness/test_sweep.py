@@ -10,6 +10,7 @@ import pytest
 
 from fleet.harness import processes, sweep
 from fleet.harness.contract import write_json
+from tests.unit.harness import hosting
 
 LONG_AGO = time.time() - 20 * sweep.DAY
 
@@ -84,7 +85,8 @@ def test_harnesses_go_unless_they_are_current_or_in_use(tmp_path: Path, monkeypa
         [sys.executable, "-c", "input()", str(tmp_path / "harness" / "used")], stdin=subprocess.PIPE
     )
     try:
-        assert processes.uses(tmp_path / "harness" / "used")
+        # A process that has just become another program has no arguments for a moment.
+        hosting.wait(lambda: processes.uses(tmp_path / "harness" / "used"))
         sweep.sweep(tmp_path)
         assert (tmp_path / "harness" / "old").exists()  # Unpacked just now: somebody may be about to use it.
         later = time.time() + 2 * sweep.DAY
