@@ -143,7 +143,19 @@ def pending(spec: RunSpec) -> UnitRecord:
 
 
 UNMEASURED = frozenset(
-    {"unit", "session", "host", "work_dir", "start", "attempt", "labels", "expected_s", "deadline_s", "lock"}
+    {
+        "unit",
+        "session",
+        "host",
+        "work_dir",
+        "start",
+        "attempt",
+        "labels",
+        "expected_s",
+        "deadline_s",
+        "lock",
+        "instance",
+    }
 )
 """Parts of a spec that make no other measurement of it: where fleet's folder lies, where tuning begins, what is said."""
 
@@ -240,6 +252,11 @@ def system_kinds(session: Session) -> dict[str, tuple[str, ...]]:
             *(f"{name} {version}" for name, version in sorted(facts.software.items())),
         )
     return kinds
+
+
+def facts_of(session: Session, instance: str) -> Path:
+    """Where the facts of an EC2 instance are, whichever of them is its host now."""
+    return session.provision / "facts" / "instances" / f"{instance}.json"
 
 
 def collected(session: Session) -> dict[str, Collected]:

@@ -11,7 +11,7 @@ from fleet import handoff
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Plan, Readiness
 from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, Mode, RunSpec, Scenario
-from fleet.inventory import files
+from fleet.inventory import files, static
 from fleet.inventory.hosts import Host
 from fleet.mlperf import expected, rules
 from fleet.mlperf.rules import BenchmarkRule
@@ -91,6 +91,7 @@ class Planner:
             start=self.start(host.name, benchmark.name, scenario),
             lock=_lock(benchmark, ready),
             conditions=self._campaign.run.conditions.model_dump(),
+            instance=host.instance.id if host.instance else "",
         )
 
     def tuning(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> RunSpec:
@@ -135,7 +136,7 @@ class Planner:
     def _settings(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
         """LoadGen's settings: what tuning found, under what the campaign gives."""
         found = self._tuned.get(host.name, {}).get(benchmark.name, {}).get(scenario, {})
-        given = campaigns.user_conf(self._campaign.hosts[host.entry], benchmark, scenario)
+        given = campaigns.user_conf(static.entry(host, self._campaign), benchmark, scenario)
         quick = {"min_duration": round(self._campaign.run.quick_seconds * 1000)} if self._quick else {}
         return {**found, **given, **quick}
 
