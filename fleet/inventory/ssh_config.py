@@ -58,12 +58,15 @@ def ssh_arguments() -> list[str]:
 def trust(host: Host) -> list[str]:
     """Options that make ssh accept the host key that was made for an instance and no other; none for other hosts."""
     given = host.instance
-    if given is None or not given.known_hosts:
-        return []
+    return trust_in(given.known_hosts, given.key_alias) if given is not None and given.known_hosts else []
+
+
+def trust_in(known_hosts: str, alias: str) -> list[str]:
+    """Options that make ssh accept the host key that `known_hosts`, a path, has for `alias`, and no other."""
     options = {
-        "UserKnownHostsFile": _word(given.known_hosts),
+        "UserKnownHostsFile": _word(known_hosts),
         "GlobalKnownHostsFile": "/dev/null",
-        "HostKeyAlias": given.key_alias,
+        "HostKeyAlias": alias,
         "StrictHostKeyChecking": "yes",
         # Neither asked of DNS, nor learnt from the host: the key is known.
         "VerifyHostKeyDNS": "no",
