@@ -15,7 +15,10 @@ from fleet.errors import CampaignError, ExitCode
 @options.campaign_option
 @options.session_options
 @click.option(
-    "--from-ec2", "tags", multiple=True, metavar="KEY=VALUE",
+    "--from-ec2",
+    "tags",
+    multiple=True,
+    metavar="KEY=VALUE",
     help="Take in running instances that have this tag, and every other that is given, launched by whomever.",
 )
 @click.option("--region", "regions", multiple=True, help="Where to look for them (default: cloud.regions, else yours).")

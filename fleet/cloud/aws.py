@@ -108,6 +108,15 @@ def client(service: str, region: str) -> Client:
         return Client(service, region)
 
 
+def default_region() -> str:
+    """The region of the user's own environment or ~/.aws; empty when neither says one.
+
+    Raises CloudError when the profile that is asked for is not there.
+    """
+    with _said("your AWS configuration"), _MAKING:
+        return str(_session().region_name or "")
+
+
 @contextmanager
 def _said(doing: str) -> Iterator[None]:
     """What boto3 raises, as CloudError."""

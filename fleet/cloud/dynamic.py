@@ -67,4 +67,6 @@ def inventory(session: Session, campaign: Campaign) -> dict[str, Any]:
 def _address(settings: CloudSettings) -> str:
     if settings.address == "private":
         return "private_ip_address"
-    return "public_ip_address" if settings.address == "public" else "public_ip_address | default(private_ip_address, true)"
+    return (
+        "public_ip_address" if settings.address == "public" else "public_ip_address | default(private_ip_address, true)"
+    )

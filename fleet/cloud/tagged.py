@@ -95,7 +95,9 @@ def _regions(source: Source, campaign: Campaign) -> tuple[str, ...]:
     own = campaign.cloud.regions if campaign.cloud else ()
     if found := source.regions or own or tuple(filter(None, [aws.default_region()])):
         return found
-    raise CloudError(f"instances with {source}: in which region?", hint="--region, `region:` beside ec2_tag, or AWS_REGION")
+    raise CloudError(
+        f"instances with {source}: in which region?", hint="--region, `region:` beside ec2_tag, or AWS_REGION"
+    )
 
 
 def _running(source: Source, region: str) -> Iterator[dict[str, Any]]:
