@@ -36,7 +36,7 @@ def planned(session: Session, campaign: Campaign) -> tuple[Host, ...]:
     for name, entry in settings.hosts():
         address, instance = "", _gone(name, ledger, home=name in home)
         if now := there.get(name):
-            address, instance = _address(session, settings, *now), _running(session, *now)
+            address, instance = _address(settings, now[1]), _running(session, *now)
         if now and not address:
             instance = replace(instance, cause=f"{instance.id} has no {_words(settings)}")
         found.append(
@@ -84,18 +84,12 @@ def finished(session: Session) -> frozenset[str]:
     return frozenset(spec.host for spec in units) - lacking
 
 
-def _address(session: Session, settings: CloudSettings, lease: Lease, leased: Leased) -> str:
+def _address(settings: CloudSettings, leased: Leased) -> str:
     """Where to reach an instance; empty when it has no such address."""
-    private = settings.address == "private" or (
-        settings.address == "auto" and (not leased.public_address or _prefers_private(session, lease.region))
-    )
-    return leased.private_address if private else leased.public_address
-
-
-def _prefers_private(session: Session, region: str) -> bool:
-    """Whether `fleet up` found this machine in the VPC of the instances of a region."""
-    del session, region
-    return False
+    if settings.address == "public":
+        return leased.public_address
+    # Those that are launched from within their VPC are given no public one.
+    return leased.private_address if settings.address == "private" else leased.public_address or leased.private_address
 
 
 def _words(settings: CloudSettings) -> str:
