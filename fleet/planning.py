@@ -110,9 +110,10 @@ class Planner:
     def start(self, host: str, benchmark: str, scenario: Scenario) -> dict[str, float]:
         """What another host of the same kind of system came to; empty when none is known."""
         kind = self._kinds.get(host) if self._tuned else None
-        for other, values in self._tuned.items():
-            if other != host and kind and self._kinds.get(other) == kind and scenario in values.get(benchmark, {}):
-                return dict(values[benchmark][scenario])
+        for other, found in self._tuned.items():
+            values = found.values.get(benchmark, {})
+            if other != host and kind and self._kinds.get(other) == kind and scenario in values:
+                return dict(values[scenario])
         return {}
 
     def expected_s(self, host: Host, benchmark: BenchmarkEntry) -> float:
@@ -133,7 +134,11 @@ class Planner:
 
     def _settings(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
         """LoadGen's settings: what tuning found, under what the campaign gives."""
-        found = self._tuned.get(host.name, {}).get(benchmark.name, {}).get(scenario, {})
+        tuned = self._tuned.get(host.name)
+        if tuned is not None and tuned.instance_type != (host.instance.type if host.instance else ""):
+            # Of an instance of another type, which was this host before.
+            tuned = None
+        found = tuned.values.get(benchmark.name, {}).get(scenario, {}) if tuned else {}
         given = campaigns.user_conf(static.entry(host, self._campaign), benchmark, scenario)
         quick = {"min_duration": round(self._campaign.run.quick_seconds * 1000)} if self._quick else {}
         return {**found, **given, **quick}

@@ -38,7 +38,10 @@ def tune(
     """
     watch.stage("tune", "short probes: what LoadGen must be told about each host")
     hosts = [host for host in files.hosts(session) if not (subset.left_out(host.name) or host.missing)]
-    found = {host.name: TunedFile(host=host.name, values={}) for host in hosts}
+    found = {
+        host.name: TunedFile(host=host.name, values={}, instance_type=host.instance.type if host.instance else "")
+        for host in hosts
+    }
     wanted = [
         (host, benchmark, scenario)
         for host in hosts

@@ -29,7 +29,9 @@ def write(session: Session, campaign: Campaign) -> Path | None:
     path = session.inventory / "aws_ec2.yml"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(HEADER + yaml.safe_dump(inventory(session, campaign), sort_keys=False), encoding="utf-8")
+    partial.write_text(
+        HEADER + yaml.safe_dump(inventory(session, campaign), sort_keys=False, width=10_000), encoding="utf-8"
+    )
     partial.replace(path)
     return path
 

@@ -22,6 +22,10 @@ BOOT_S = 600.0
 """So long after its launch an instance may take to answer ssh; with eight GPUs it takes minutes."""
 
 
+LATE_S = 120.0
+"""So long after the end of its lease an instance may take to end itself, by a clock of its own."""
+
+
 def planned(session: Session, campaign: Campaign) -> tuple[Host, ...]:
     """One host for each of `cloud.instances`, in their order; those without an instance say why in `instance.cause`.
 
@@ -37,7 +41,10 @@ def planned(session: Session, campaign: Campaign) -> tuple[Host, ...]:
         address, instance = "", _gone(name, ledger, home=name in home)
         if now := there.get(name):
             address, instance = _address(settings, now[1]), _running(session, *now)
-        if now and not address:
+        if now and time.time() > leases.latest_end(now[0]) + LATE_S:
+            ended = _text(leases.latest_end(now[0]))
+            instance = replace(instance, home=name in home, cause=f"the lease of {instance.id} ended at {ended}")
+        elif now and not address:
             instance = replace(instance, cause=f"{instance.id} has no {_words(settings)}")
         found.append(
             Host(
@@ -140,8 +147,12 @@ def _gone(name: str, ledger: Sequence[Lease], *, home: bool) -> Instance:
 
 
 def _end(leased: Leased) -> str:
-    when = datetime.fromtimestamp(leased.ended_at, UTC).strftime(" at %Y-%m-%d %H:%M UTC") if leased.ended_at else ""
+    when = f" at {_text(leased.ended_at)}" if leased.ended_at else ""
     return f"{leased.id} ended{when}" + (f": {leased.cause}" if leased.cause else "")
+
+
+def _text(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _refusal(lease: Lease) -> str:
