@@ -127,9 +127,10 @@ def parse(text: str, host: Host) -> Target:
     timeout = first("connecttimeout")
     named = [*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]
     known = [_expanded(name) for line in named for name in line.split()]
+    alias = first("hostkeyalias")
     if host.instance is not None and host.instance.known_hosts:
-        # As it is: ssh prints the paths of several files in one line, and quotes none.
-        known = [host.instance.known_hosts]
+        # As they are: ssh prints the paths of several files in one line, quotes none, and makes an alias lower case.
+        known, alias = [host.instance.known_hosts], host.instance.key_alias
     files = (host.identity_file,) if host.identity_file else tuple(values.get("identityfile", []))
     return Target(
         hostname=hostname,
@@ -137,7 +138,7 @@ def parse(text: str, host: Host) -> Target:
         user=first("user"),
         identity_files=tuple(_expanded(name) for name in files),
         known_hosts=tuple(known),
-        host_key_alias=first("hostkeyalias"),
+        host_key_alias=alias,
         proxy_command=proxy,
         connect_timeout=float(timeout) if timeout.isdigit() and int(timeout) else 10.0,
         identities_only=first("identitiesonly") == "yes",
