@@ -7,7 +7,6 @@ from pathlib import Path
 
 import paramiko
 import pytest
-import tenacity
 
 from fleet import campaign as campaigns
 from fleet.errors import CampaignError
@@ -50,8 +49,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(tenacity.nap.time, "sleep", sleep)
-    monkeypatch.setattr(tenacity.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tenacity.nap.time.sleep", sleep)
+    monkeypatch.setattr("tenacity.time.monotonic", lambda: now[0])
     return found
 
 
