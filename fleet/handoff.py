@@ -102,6 +102,8 @@ class HostRecord:
     """When this became so: Unix seconds by the controller's clock."""
     last_answer_at: float | None = None
     """The same clock; None before its first answer."""
+    leaving: str = ""
+    """Why the host said that it is about to go away; nothing more is started on it in this run."""
     schema: int = 1
 
 
@@ -204,6 +206,7 @@ UNMEASURED = frozenset(
         "deadline_s",
         "lock",
         "instance",
+        "market",
     }
 )
 """Parts of a spec that make no other measurement of it: where fleet's folder lies, where tuning begins, what is said."""
@@ -280,6 +283,11 @@ def host_records(session: Session) -> dict[str, HostRecord]:
     """Hosts that were asked while their units ran, and whether they answered."""
     paths = sorted((session.run / "hosts").glob("*.json"))
     return {found.host: found for found in (session.read(path, HostRecord) for path in paths)}
+
+
+def interrupted_hosts(session: Session) -> dict[str, str]:
+    """Hosts that EC2 takes back, or has taken, with the words of their notice; another instance has not answered since."""
+    return {name: record.leaving for name, record in host_records(session).items() if record.leaving}
 
 
 def tuned(session: Session) -> dict[str, TunedFile]:
