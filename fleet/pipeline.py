@@ -94,7 +94,7 @@ def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
         outing.campaign,
         outing.watch,
         quick=outing.quick,
-        bringer=lambda planned: collect.Collector(outing.session, planned).bring,
+        bringer=lambda planned: collect.Collector(outing.session, planned, outing.watch.note).bring,
         subset=outing.subset,
         ready=ready,
     )

@@ -7,7 +7,7 @@ import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import boto3
 import botocore.config
@@ -22,6 +22,15 @@ _CONFIG = botocore.config.Config(
     # with the same client token, which makes no second instance.
     retries={"mode": "adaptive", "total_max_attempts": 8},
     user_agent_extra="mlperf-fleet",
+)
+_S3 = _CONFIG.merge(
+    botocore.config.Config(
+        # Presigned for the bucket's own region: of its global name S3 sends on, which nobody follows with a PUT.
+        signature_version="s3v4",
+        s3={"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
 )
 _LOGIN = "aws configure, or set AWS_PROFILE"
 _HINTS = {
@@ -39,6 +48,9 @@ _HINTS = {
 }
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
 """Codes of credentials that were good and are not any more."""
+TOO_MUCH = "TooMuch"
+PIECE = 1 << 17
+"""Bytes of a download that are in memory at once."""
 NO_CREDENTIALS = "NoCredentials"
 NO_ANSWER = "NoAnswer"
 """Our own codes, where AWS was not asked or did not answer: nobody knows whether the call was carried out."""
@@ -51,7 +63,8 @@ class Client:
         self.service, self.region = service, region
         # Not thread-safe while a client is made; the clients themselves are.
         with _said(f"{service} in {region}"), _MAKING:
-            self._client = _session().client(service, region_name=region, config=_CONFIG)
+            config = _S3 if service == "s3" else _CONFIG
+            self._client = _session().client(service, region_name=region, config=config)
 
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """One call, such as `run_instances`; its answer without metadata.
@@ -71,6 +84,25 @@ class Client:
         with _said(f"{operation} in {self.region}"):
             for page in self._client.get_paginator(operation).paginate(**arguments):
                 yield from page.get(key, ())
+
+    def download(self, sink: BinaryIO, *, limit: int, **arguments: Any) -> None:
+        """Write what `get_object` answers into `sink`, as it comes: `limit` bytes at the most.
+
+        Raises CloudError; what came until then is in `sink`.
+        """
+        doing = f"get_object in {self.region}"
+        with _said(doing):
+            pieces = self._client.get_object(**arguments)["Body"].iter_chunks(PIECE)
+        left = limit
+        while True:
+            with _said(doing):
+                piece: bytes = next(pieces, b"")
+            left -= len(piece)
+            if left < 0:
+                raise CloudError(f"{doing}: it sends more than it should", code=TOO_MUCH)
+            if not piece:
+                return
+            sink.write(piece)
 
     def presigned(self, operation: str, *, seconds: int, **arguments: Any) -> str:
         """An address that does one call for whoever has it, for some time: a secret.
