@@ -7,6 +7,7 @@ broke off goes on where it stopped, whichever way it came until then.
 import glob
 import hashlib
 import json
+import os
 import shlex
 import threading
 from collections.abc import Callable
@@ -98,6 +99,7 @@ class Transfers:
         bucket = self._bucket
         if bucket is None or host in self._by_ssh or packed.size > PUT_LIMIT:
             return False
+        had = archive.stat().st_size if archive.exists() else 0
         try:
             self._push(bucket, connection, push, unit, packed)
             with archive.open("ab") as sink:
@@ -106,6 +108,9 @@ class Transfers:
         except (CloudError, ValueError) as error:
             cause = error.message if isinstance(error, CloudError) else str(error)
             self._by_ssh.add(host)
+            if archive.exists():
+                # What somebody else may have put there is no beginning of anything.
+                os.truncate(archive, had)
             self._note(f"{host}: not by way of s3://{bucket.name}: {cause}; its files come by ssh")
             return False
         return True
