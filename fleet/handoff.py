@@ -137,6 +137,53 @@ class TunedFile:
     schema: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSpend:
+    """One EC2 instance, what it cost and by which price."""
+
+    id: str
+    host: str
+    """Empty for one that EC2 made too many."""
+    lease: str
+    type: str
+    region: str
+    zone: str
+    market: str
+    """`on-demand` or `spot`."""
+    usd_per_hour: float
+    price_source: str
+    """`pricing-api 2026-11-25`."""
+    launched_at: float
+    """Unix seconds."""
+    ended_at: float | None
+    """When it was seen to be gone; None while it may run."""
+    usd: float
+    """From its launch to its end, or to when this was written."""
+    besides_usd: float
+    """Its volume and public address, by the table's prices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spend:
+    """cloud/spend.json: every instance of the session, whatever became of it. Traffic is not in it."""
+
+    at: float
+    """Unix seconds: instances without an end are counted until then."""
+    instances: tuple[InstanceSpend, ...]
+    besides_source: str
+    schema: int = 1
+
+    @property
+    def usd(self) -> float:
+        """Instances alone."""
+        return sum(item.usd for item in self.instances)
+
+    @property
+    def besides_usd(self) -> float:
+        """Their volumes and addresses."""
+        return sum(item.besides_usd for item in self.instances)
+
+
 def pending(spec: RunSpec) -> UnitRecord:
     """What is known of a unit before anybody has done anything about it."""
     return UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING, labels=spec.labels)

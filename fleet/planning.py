@@ -17,8 +17,6 @@ from fleet.mlperf import expected, rules
 from fleet.mlperf.rules import BenchmarkRule
 from fleet.session import Session
 
-QUICK_SET_S, QUICK_LEAST = 120.0, 100
-"""--quick takes so many samples of a set as a slow machine answers in so long, and enough for early stopping."""
 TUNING_S = 180.0
 """The most that a scenario's tuning may take."""
 LOADING_S = 120.0
@@ -146,8 +144,7 @@ class Planner:
         )
 
     def _few(self, rule: BenchmarkRule, samples: int) -> int:
-        few = max(QUICK_LEAST, int(rule.samples * QUICK_SET_S / rule.run_seconds))
-        return min(samples, few) if self._quick else samples
+        return expected.few(rule, samples) if self._quick else samples
 
 
 def _labels(rule: BenchmarkRule, benchmark: BenchmarkEntry) -> tuple[str, ...]:

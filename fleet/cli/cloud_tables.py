@@ -1,0 +1,96 @@
+"""Rows for what EC2 costs, before and after. Nothing here prints."""
+
+from fleet.cloud.plan import Plan, Row
+from fleet.cloud.prices import SPOT, Price
+from fleet.cloud.quotas import Quota
+from fleet.errors import ExitCode
+
+
+def plan(found: Plan) -> tuple[list[str], list[list[str]]]:
+    """One row per entry of `cloud.instances`, type and region, in the order in which they are tried."""
+    columns = [
+        "instances",
+        "type",
+        "GPU",
+        "region",
+        "zones",
+        "vCPUs",
+        "quota",
+        "on demand $/h",
+        "spot $/h",
+        "expected h",
+        "lease h",
+        "most $",
+    ]
+    return columns, [_plan_row(row, found) for row in found.rows]
+
+
+def plan_title(found: Plan) -> str:
+    """How many instances, and the most that they can cost: the first thing said."""
+    many = len(found.hosts)
+    text = f"{many} instance{'' if many == 1 else 's'}, at most {dollars(found.most_usd)} of {dollars(found.max_cost)}"
+    return f"{text}, {dollars(found.spent_usd)} of it from earlier leases" if found.spent_usd else text
+
+
+def plan_lines(found: Plan) -> list[str]:
+    """What must be read beside the table."""
+    return [
+        *found.warnings,
+        "most: from the dearest candidate, until the lease ends, spot at the price on demand, with volume and public "
+        "address; traffic out of AWS is not in it",
+    ]
+
+
+def plan_code(found: Plan) -> ExitCode:
+    """1 for a plan that would be refused."""
+    return ExitCode.ERROR if found.refusal else ExitCode.OK
+
+
+def dollars(usd: float | None) -> str:
+    """`$4.02`, `$0.0031`; a dash for what is not known."""
+    if usd is None:
+        return "-"
+    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}"
+
+
+def _plan_row(row: Row, found: Plan) -> list[str]:
+    name = f"{row.count} × {row.instances}"
+    if row.cause:
+        return [name, row.type, "-", row.region, row.cause, *"-------"]
+    return [
+        name,
+        row.type,
+        f"{row.gpus} × {row.gpu}" if row.gpus else "none",
+        row.region,
+        ", ".join(zone.removeprefix(row.region) for zone in row.zones),
+        str(row.vcpus),
+        "; ".join(f"{_quota(row.quotas[market])} {market}" for market in row.markets),
+        _price(row.on_demand),
+        _spot(row),
+        f"{found.expected_hours:.2g}",
+        f"{found.lease_hours:g}",
+        dollars(row.most_usd),
+    ]
+
+
+def _quota(quota: Quota) -> str:
+    if quota.limit is None:
+        return "unknown"
+    return f"{'?' if quota.used is None else quota.used} of {quota.limit} in use"
+
+
+def _price(price: Price | None) -> str:
+    return "unknown" if price is None else f"{price.usd_per_hour:.4g} ({price.cited})"
+
+
+def _spot(row: Row) -> str:
+    if SPOT not in row.markets and not row.spot:
+        return "-"
+    if not row.spot:
+        return "unknown"
+    low = min(row.spot.values(), key=lambda price: price.usd_per_hour)
+    high = max(row.spot.values(), key=lambda price: price.usd_per_hour)
+    span = f"{low.usd_per_hour:.4g}"
+    if high.usd_per_hour != low.usd_per_hour:
+        span += f"-{high.usd_per_hour:.4g}"
+    return f"{span} ({high.cited})"
