@@ -123,8 +123,8 @@ class _End:
         ours = [item.id for item in wanted if item.state not in described.ENDING and item.session == self._token]
         failed = ending.terminate(region, ours)
         self._asked |= set(ours) - set(failed)
-        for error in failed.values():
-            self._failed(error)
+        for refusal in failed.values():
+            self._failed(refusal)
         return [
             _Pending(
                 item.id,
