@@ -6,7 +6,7 @@ prices; traffic out of AWS is in none of these numbers.
 
 from collections.abc import Collection, Iterable
 
-from fleet.cloud.leases import Lease, Leased, LeaseState
+from fleet.cloud.leases import Lease, Leased, LeaseState, end_of
 from fleet.cloud.prices import table
 from fleet.handoff import InstanceSpend, Spend
 
@@ -34,7 +34,8 @@ def most(leases: Iterable[Lease], now: float, without: Collection[str] = ()) -> 
     for lease in leases:
         besides = table().besides(lease.volume_gib, public=True)
         for leased in lease.instances:
-            until = lease.expires_at if leased.ended_at is None else leased.ended_at
+            latest = max(lease.may_expire_at, end_of(lease, leased))
+            until = latest if leased.ended_at is None else leased.ended_at
             total += usd(
                 lease.usd_per_hour + besides, max(until, now if leased.ended_at is None else 0) - _from(lease, leased)
             )
