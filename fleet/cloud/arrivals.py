@@ -3,13 +3,14 @@
 One DescribeInstances, page after page, for all instances of a session in a region.
 """
 
+import functools
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from fleet.cloud import aws, described, leases
+from fleet.cloud import described, leases
 from fleet.cloud.described import Described
-from fleet.cloud.launch import BATCH, CONSISTENT_AFTER_S, entered
+from fleet.cloud.launch import CONSISTENT_AFTER_S, entered
 from fleet.cloud.leases import SESSION_TAG, Lease, Leased, LeaseState
 from fleet.session import Session
 from fleet.watch import Watch
@@ -44,7 +45,7 @@ def reconcile(session: Session) -> dict[str, Described]:
             for host, (other, leased) in leases.live(leases.read(session)).items()
             if other.id != lease.id
         }
-        leases.change(session, lease.id, lambda known, more=mine, taken=elsewhere: _now(entered(known, more, taken), found, now))  # type: ignore[misc]
+        leases.change(session, lease.id, functools.partial(_brought, more=mine, taken=elsewhere, found=found, now=now))
     _end_leftovers(session, found)
     return found
 
@@ -87,8 +88,11 @@ def _may_change(lease: Lease, now: float) -> bool:
     return lease.state is LeaseState.LAUNCHED
 
 
-def _now(lease: Lease, found: Mapping[str, Described], now: float) -> Lease:
+def _brought(
+    lease: Lease, *, more: Sequence[Described], taken: Mapping[str, str], found: Mapping[str, Described], now: float
+) -> Lease:
     """The lease as its instances are."""
+    lease = entered(lease, more, taken)
     instances = tuple(_as_seen(lease, leased, found.get(leased.id), now) for leased in lease.instances)
     over = lease.state is LeaseState.LAUNCHED and all(leased.ended_at is not None for leased in instances)
     return replace(lease, instances=instances, state=LeaseState.ENDED if over else lease.state)
@@ -138,16 +142,12 @@ def _end_leftovers(session: Session, found: Mapping[str, Described]) -> None:
     over: dict[str, list[str]] = {}
     for lease in leases.read(session):
         for leased in lease.instances:
-            ending = leased.id in found and found[leased.id].state in described.ENDING
-            if not leased.host and leased.ended_at is None and not ending:
+            is_ending = leased.id in found and found[leased.id].state in described.ENDING
+            if not leased.host and leased.ended_at is None and not is_ending:
                 over.setdefault(lease.region, []).append(leased.id)
     for region, ids in over.items():
-        for some in _batches(ids):
-            aws.client("ec2", region).call("terminate_instances", InstanceIds=some)
-
-
-def _batches(ids: Sequence[str]) -> list[Sequence[str]]:
-    return [ids[first : first + BATCH] for first in range(0, len(ids), BATCH)]
+        # What cannot be ended now is tried again at the next look, and by `down`.
+        ending.terminate(region, ids)
 
 
 def _causes(session: Session) -> dict[str, str]:

@@ -176,7 +176,7 @@ def adopt(session: Session, lease: Lease, found: Sequence[Described]) -> Lease:
     return leases.change(session, lease.id, lambda known: entered(known, found))
 
 
-def entered(lease: Lease, found: Sequence[Described], taken: Mapping[str, str] = {}) -> Lease:  # noqa: B006 - read only
+def entered(lease: Lease, found: Sequence[Described], taken: Mapping[str, str] = {}) -> Lease:
     """The lease with instances that it did not know; `taken` are hosts that have an instance under another lease.
 
     Pure. The oldest of two for one host is the host's.

@@ -80,7 +80,7 @@ def _take_back(session: Session, watch: Watch, error: FleetError | OSError) -> N
             watch.note(f"up: {second.message}")
             return
         text = f"{error}; these may still be running: {', '.join(left)} ({second.message})"
-        raise LeakError(text, hint=f"fleet down --session {session.id}") from error
+        raise LeakError(text, hint=down.command(session)) from error
 
 
 class _Up:
@@ -138,7 +138,7 @@ class _Up:
                 self._networks[row.region] = access.network(self._settings, row.region)
             self._image(row)
         if not self._owner:
-            self._owner = str(aws.client("sts", self._settings.regions[0]).call("get_caller_identity")["Arn"])
+            self._owner = aws.identity()
 
     def _image(self, row: Row) -> Image:
         entry = next(each for each in self._settings.instances if each.name == row.instances)
