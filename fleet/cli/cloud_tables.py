@@ -1,5 +1,8 @@
 """Rows for what EC2 costs, before and after. Nothing here prints."""
 
+from collections.abc import Mapping
+
+from fleet.cloud.leases import Lease, Leased, end_of, expiry_text
 from fleet.cloud.plan import Plan, Row
 from fleet.cloud.prices import SPOT, Price
 from fleet.cloud.quotas import Quota
@@ -44,6 +47,31 @@ def plan_lines(found: Plan) -> list[str]:
 def plan_code(found: Plan) -> ExitCode:
     """1 for a plan that would be refused."""
     return ExitCode.ERROR if found.refusal else ExitCode.OK
+
+
+def up(found: Mapping[str, tuple[Lease, Leased]], causes: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+    """One row per host: its instance, or why it has none."""
+    columns = ["host", "instance", "type", "market", "zone", "address", "$/h", "ends itself at"]
+    rows = [
+        [
+            name,
+            leased.id,
+            lease.type,
+            lease.market,
+            leased.zone,
+            leased.public_address or leased.private_address,
+            f"{lease.usd_per_hour:.4g} ({lease.price_source})",
+            expiry_text(end_of(lease, leased)),
+        ]
+        for name, (lease, leased) in found.items()
+    ]
+    return columns, rows + [[name, "none", cause, *["-"] * 5] for name, cause in causes.items()]
+
+
+def up_title(found: Mapping[str, tuple[Lease, Leased]], causes: Mapping[str, str]) -> str:
+    """How many have one: the first thing said."""
+    rate = sum(lease.usd_per_hour for lease, _ in found.values())
+    return f"{len(found)} of {len(found) + len(causes)} instances run, {dollars(rate)} an hour"
 
 
 def dollars(usd: float | None) -> str:

@@ -134,7 +134,7 @@ def _key_pair(ec2: aws.Client, name: str, keys: Keys, tags: Mapping[str, str]) -
         if found.get("PublicKey", "").split()[:2] == keys.login_public.split()[:2]:
             return {"Id": found["KeyPairId"], "Tags": found.get("Tags", [])}
         # Ours, of a key that is lost: nobody can log in with it any more.
-        ec2.call("delete_key_pair", KeyPairId=found["KeyPairId"])
+        ec2.call("delete_key_pair", KeyName=name)
     raise CloudError(f"key pair {name} in {ec2.region} comes back when it is replaced", hint="the same command again")
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from fleet.cloud import described, leases
+from fleet.cloud import described, ending, leases
 from fleet.cloud.described import Described
 from fleet.cloud.launch import CONSISTENT_AFTER_S, entered
 from fleet.cloud.leases import SESSION_TAG, Lease, Leased, LeaseState
@@ -124,7 +124,7 @@ def _arrived(lease: Lease, leased: Leased, seen: Described | None) -> bool:
 
 def _give_up(session: Session, lease: Lease, late: Leased) -> None:
     """Let an instance that did not come in time be no host's, so that it is ended."""
-    cause = f"{late.id} did not run with an address within {ARRIVE_S:.0f} s"
+    cause = f"it did not run with an address within {ARRIVE_S:g} s"
 
     def without(known: Lease) -> Lease:
         return replace(
