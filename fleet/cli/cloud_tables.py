@@ -5,6 +5,11 @@ from fleet.cloud.prices import SPOT, Price
 from fleet.cloud.quotas import Quota
 from fleet.errors import ExitCode
 
+MOST = (
+    "most: from the dearest candidate until the lease ends, spot at the price on demand, with volume and public address; "
+    "traffic out of AWS is not in it"
+)
+
 
 def plan(found: Plan) -> tuple[list[str], list[list[str]]]:
     """One row per entry of `cloud.instances`, type and region, in the order in which they are tried."""
@@ -36,8 +41,7 @@ def plan_lines(found: Plan) -> list[str]:
     """What must be read beside the table."""
     return [
         *found.warnings,
-        "most: from the dearest candidate, until the lease ends, spot at the price on demand, with volume and public "
-        "address; traffic out of AWS is not in it",
+        MOST,
     ]
 
 
@@ -54,13 +58,13 @@ def dollars(usd: float | None) -> str:
 
 
 def _plan_row(row: Row, found: Plan) -> list[str]:
-    name = f"{row.count} × {row.instances}"
+    name = f"{row.count} x {row.instances}"
     if row.cause:
         return [name, row.type, "-", row.region, row.cause, *"-------"]
     return [
         name,
         row.type,
-        f"{row.gpus} × {row.gpu}" if row.gpus else "none",
+        f"{row.gpus} x {row.gpu}" if row.gpus else "none",
         row.region,
         ", ".join(zone.removeprefix(row.region) for zone in row.zones),
         str(row.vcpus),
