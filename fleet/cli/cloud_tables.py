@@ -1,7 +1,7 @@
 """Rows for what EC2 costs, before and after. Nothing here prints."""
 
 from fleet.cloud.plan import Plan, Row
-from fleet.cloud.prices import SPOT, Price
+from fleet.cloud.price_table import SPOT, Price
 from fleet.cloud.quotas import Quota
 from fleet.errors import ExitCode
 

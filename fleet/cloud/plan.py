@@ -14,7 +14,8 @@ from typing import Any
 
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.cloud import aws, leases, quotas, spend
-from fleet.cloud.prices import ON_DEMAND, SPOT, Price, Prices, table
+from fleet.cloud.price_table import ON_DEMAND, SPOT, Price, table
+from fleet.cloud.prices import Prices
 from fleet.cloud.quotas import Quota
 from fleet.cloud_settings import CloudSettings, InstanceEntry
 from fleet.errors import CloudError

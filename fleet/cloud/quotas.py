@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleet.cloud import aws
-from fleet.cloud.prices import ON_DEMAND, SPOT
+from fleet.cloud.price_table import ON_DEMAND, SPOT
 from fleet.errors import CloudError
 
 _CODES = {
