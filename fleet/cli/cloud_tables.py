@@ -4,6 +4,7 @@ from fleet.cloud.plan import Plan, Row
 from fleet.cloud.price_table import SPOT, Price
 from fleet.cloud.quotas import Quota
 from fleet.errors import ExitCode
+from fleet.results.dollars import dollars
 
 MOST = (
     "most: from the dearest candidate until the lease ends, spot at the price on demand, with volume and public address; "
@@ -48,13 +49,6 @@ def plan_lines(found: Plan) -> list[str]:
 def plan_code(found: Plan) -> ExitCode:
     """1 for a plan that would be refused."""
     return ExitCode.ERROR if found.refusal else ExitCode.OK
-
-
-def dollars(usd: float | None) -> str:
-    """`$4.02`, `$0.0031`; a dash for what is not known."""
-    if usd is None:
-        return "-"
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}"
 
 
 def _plan_row(row: Row, found: Plan) -> list[str]:
