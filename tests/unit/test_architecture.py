@@ -104,7 +104,9 @@ for name in sys.argv[2:]:
     importlib.import_module(name)
 """
 ON_HOST = "torch,mlperf_loadgen,transformers,tokenizers,safetensors,pynvml"
-ON_CONTROLLER = "ansible_runner,ansible,pandas,click,rich,pydantic,paramiko,yaml,jinja2,plotly,ClusterShell,filelock,boto3"
+ON_CONTROLLER = (
+    "ansible_runner,ansible,pandas,click,rich,pydantic,paramiko,yaml,jinja2,plotly,ClusterShell,filelock,boto3"
+)
 
 
 def words(name: str) -> set[str]:
