@@ -2,6 +2,8 @@
 
 from fleet.results.records import Cost, UnitResult
 
+EXACT = 0.1
+"""Dollars from which two decimals say enough."""
 NOT_IN_IT = "traffic, taxes and discounts are not in it"
 
 
@@ -9,7 +11,7 @@ def dollars(usd: float | None) -> str:
     """`$4.02`, `$0.0031`; a dash for what is not known."""
     if usd is None:
         return "-"
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}"
+    return f"${usd:,.2f}" if usd >= EXACT or usd == 0 else f"${usd:.2g}"
 
 
 def per_million(unit: UnitResult | None) -> str:
