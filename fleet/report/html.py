@@ -53,7 +53,7 @@ def render(results: SessionResults) -> str:
     environment.filters["words"] = _words
     environment.filters["scores"] = _scores
     environment.filters["dollars"] = dollars.dollars
-    environment.filters["per_million"] = dollars.per_million
+    environment.filters["hourly"] = dollars.hourly
     drawn = charts.charts(frames.measured(results))
     labels = list(dict.fromkeys(label for unit in results.units for label in unit.labels))
     return environment.get_template("report.html.j2").render(

@@ -14,6 +14,11 @@ def dollars(usd: float | None) -> str:
     return f"${usd:,.2f}" if usd >= EXACT or usd == 0 else f"${usd:.2g}"
 
 
+def hourly(usd: float) -> str:
+    """`$1.006`: prices have more digits than sums."""
+    return f"${usd:.4g}"
+
+
 def per_million(unit: UnitResult | None) -> str:
     """`$0.31 / M samples`; a dash where there is no such number."""
     if unit is None or unit.usd_per_million is None:
@@ -23,15 +28,17 @@ def per_million(unit: UnitResult | None) -> str:
 
 def lines(cost: Cost) -> list[str]:
     """The session's sum first, then what is in it and what is not."""
-    found = [f"{dollars(cost.usd)}, of which units ran for {dollars(cost.measured_usd)}"]
-    if cost.instances:
+    if not cost.instances:
+        found = [f"{dollars(cost.usd)} for the time of the units"]
+    else:
         many = "1 instance" if cost.instances == 1 else f"{cost.instances} instances"
-        found.append(
-            f"{many}, from launch to end, idle time too: {dollars(cost.instances_usd)}; their volumes and addresses "
-            f"beside it: about {dollars(cost.besides_usd)} ({cost.besides_source}); {NOT_IN_IT}"
-        )
-    if cost.own_usd:
-        found.append(f"other hosts, for the time of their units: {dollars(cost.own_usd)}")
+        found = [
+            f"{dollars(cost.usd)}, of which units ran for {dollars(cost.measured_usd)}",
+            f"{many}, from launch to end, idle time too: {dollars(cost.instances_usd)}; {NOT_IN_IT}",
+            f"their volumes and addresses, beside it: about {dollars(cost.besides_usd)} ({cost.besides_source})",
+        ]
+        if cost.own_usd:
+            found.append(f"other hosts, for the time of their units: {dollars(cost.own_usd)}")
     if cost.open:
         found.append(f"not seen to be gone, so the sum may still grow: {', '.join(cost.open)}")
     if cost.unpriced:

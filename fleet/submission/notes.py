@@ -101,7 +101,7 @@ def _cost_lines(results: SessionResults, entries: tuple[Entry, ...]) -> list[str
         return []
     per_unit = [
         f"- {one.system.system_id}: {one.benchmark.name} {one.scenario}: {dollars.per_million(one.performance)} "
-        f"at {dollars.dollars(price.usd_per_hour)} an hour ({price.cited})"
+        f"at {dollars.hourly(price.usd_per_hour)} an hour ({price.cited})"
         for one in entries
         if (price := one.performance.price) is not None
     ]

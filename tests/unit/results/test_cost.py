@@ -142,6 +142,18 @@ def test_units_and_session_by_hand(tmp_path: Path) -> None:
     assert {unit.usd_per_million for unit in found.units if unit.mode is Mode.ACCURACY} == {None}
 
 
+def test_in_words_the_whole_session_comes_first(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", units=ALL_FOUR), Host(name="b", units=ALL_FOUR, usd_per_hour=3.6)])
+    priced(session, instance("a"), instance("", id="i-spare", usd=0.1, ended_at=None))
+    assert tables.cost(load(session)) == [
+        "cost: $2.94, of which units ran for $2.72",
+        "  2 instances, from launch to end, idle time too: $0.50; traffic, taxes and discounts are not in it",
+        "  their volumes and addresses, beside it: about $0.04 (table 2026-08-17)",
+        "  other hosts, for the time of their units: $2.44",
+        "  not seen to be gone, so the sum may still grow: i-spare",
+    ]
+
+
 def test_without_prices_nothing_is_said_of_cost(tmp_path: Path) -> None:
     found = load(build(tmp_path, [Host(name="a", units=ALL_FOUR)]))
     assert found.cost is None
@@ -159,7 +171,7 @@ def test_one_host_without_a_price_is_named_and_not_counted_as_free(tmp_path: Pat
     assert rows[0][columns.index("cost")] == "-"
     assert rows[1][columns.index("cost")].startswith("$0.61; $")
     lines = tables.cost(found)
-    assert lines[0] == "cost: $0.61, of which units ran for $0.61"
+    assert lines[0] == "cost: $0.61 for the time of the units"
     assert "  without a price, so not in the sum: a" in lines
 
 
@@ -225,6 +237,7 @@ def test_the_results_stage_asks_the_leases(tmp_path: Path) -> None:
 
 
 def test_dollars_for_people() -> None:
+    assert dollars.hourly(1.006) == "$1.006"
     assert [dollars.dollars(usd) for usd in (None, 0.0, 0.00314, 0.5, 1, 1234.5)] == [
         "-", "$0.00", "$0.0031", "$0.50", "$1.00", "$1,234.50",
     ]  # fmt: skip
