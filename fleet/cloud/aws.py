@@ -108,6 +108,21 @@ def client(service: str, region: str) -> Client:
         return Client(service, region)
 
 
+def home_region() -> str:
+    """The region of environment or ~/.aws; where none is named, the oldest one."""
+    return str(_session().region_name or "us-east-1")
+
+
+def identity() -> str:
+    """Who we are to AWS, in a word that may be a tag: the last part of the ARN.
+
+    Raises CloudError.
+    """
+    arn = str(client("sts", home_region()).call("get_caller_identity")["Arn"])
+    # Names of IAM users may have commas; tags of EC2 may not.
+    return arn.rsplit(":", 1)[-1].rsplit("/", 1)[-1].replace(",", "_")
+
+
 @contextmanager
 def _said(doing: str) -> Iterator[None]:
     """What boto3 raises, as CloudError."""

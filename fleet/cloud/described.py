@@ -88,6 +88,8 @@ def instances(region: str, tag: str = SESSION_TAG, values: Sequence[str] = ()) -
         found
         for some in _batches(values, VALUES)
         for found in _instances(region, {"Name": f"tag:{tag}", "Values": some})
+        # A filter that EC2 did not apply must not become a termination.
+        if found.tags.get(tag) in some
     ]
 
 
@@ -121,7 +123,6 @@ def leftovers(region: str, session: str = "") -> list[Leftover]:
         Leftover(kind="volume", id=item["VolumeId"], region=region, tags=_tags(item), state=str(item.get("State", "")))
         for item in ec2.every("describe_volumes", "Volumes", Filters=[wanted])
     ]
-    # A filter that EC2 did not apply must not become a deletion.
     return [item for item in found if item.session and (not session or item.session == session)]
 
 
@@ -150,10 +151,11 @@ _ANY = {"Name": "tag-key", "Values": [SESSION_TAG]}
 
 def _instances(region: str, wanted: dict[str, Any]) -> list[Described]:
     reservations = aws.client("ec2", region).every("describe_instances", "Reservations", Filters=[wanted])
-    return [_instance(region, item) for reservation in reservations for item in reservation.get("Instances", ())]
+    return [described(region, item) for reservation in reservations for item in reservation.get("Instances", ())]
 
 
-def _instance(region: str, item: Mapping[str, Any]) -> Described:
+def described(region: str, item: Mapping[str, Any]) -> Described:
+    """An instance as RunInstances and DescribeInstances tell it."""
     launched = item.get("LaunchTime")
     return Described(
         id=item["InstanceId"],

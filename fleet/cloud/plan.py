@@ -41,6 +41,8 @@ class Row:
     zones: tuple[str, ...] = ()
     """That offer the type and that the campaign lets in."""
     vcpus: int = 0
+    architecture: str = ""
+    """`x86_64` or `arm64`: which image it boots."""
     gpus: int = 0
     gpu: str = ""
     """`A10G`, as DescribeInstanceTypes names it."""
@@ -255,6 +257,7 @@ def _row(entry: InstanceEntry, settings: CloudSettings, market: _Market, *, aske
         row,
         zones=allowed,
         vcpus=_vcpus(facts),
+        architecture="arm64" if "arm64" in _architectures(facts) else "x86_64",
         gpus=sum(int(gpu.get("Count", 0)) for gpu in gpus),
         gpu=", ".join(dict.fromkeys(str(gpu.get("Name", "")) for gpu in gpus)),
         quotas={name: market.quota(kind, region, name) for name in markets},
@@ -397,6 +400,10 @@ def nearest(kind: str, region: str) -> str:
 
 def _vcpus(facts: Mapping[str, Any]) -> int:
     return int(facts.get("VCpuInfo", {}).get("DefaultVCpus", 0))
+
+
+def _architectures(facts: Mapping[str, Any]) -> list[str]:
+    return list(facts.get("ProcessorInfo", {}).get("SupportedArchitectures", ()))
 
 
 def _price_hint(kind: str) -> str:

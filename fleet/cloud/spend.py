@@ -51,19 +51,19 @@ def most(known: Iterable[Lease], now: float, without: Collection[str] = ()) -> f
     """
     total = 0.0
     for lease in known:
-        each = lease.usd_per_hour + table().besides(lease.volume_gib, public=True)
-        last = max(leases.latest_end(lease), now)
+        each = lease.usd_per_hour + table().besides(lease.volume_gib, public=lease.public)
         for leased in lease.instances:
-            total += usd(each, (last if leased.ended_at is None else leased.ended_at) - _from(lease, leased))
+            until = max(now, _latest(lease, leased)) if leased.ended_at is None else leased.ended_at
+            total += usd(each, until - _from(lease, leased))
         if lease.state is LeaseState.INTENDED:
             there = {leased.host for leased in lease.instances}
             maybe = [host for host in lease.hosts if host not in there and host not in without]
-            total += len(maybe) * usd(each, last - lease.written_at)
+            total += len(maybe) * usd(each, max(now, leases.latest_end(lease)) - lease.written_at)
     return total
 
 
 def _instance(lease: Lease, leased: Leased, now: float) -> InstanceSpend:
-    until = min(now, leases.latest_end(lease)) if leased.ended_at is None else leased.ended_at
+    until = min(now, _latest(lease, leased)) if leased.ended_at is None else leased.ended_at
     seconds = until - _from(lease, leased)
     return InstanceSpend(
         id=leased.id,
@@ -78,8 +78,13 @@ def _instance(lease: Lease, leased: Leased, now: float) -> InstanceSpend:
         launched_at=_from(lease, leased),
         ended_at=leased.ended_at,
         usd=usd(lease.usd_per_hour, seconds),
-        besides_usd=usd(table().besides(lease.volume_gib, public=bool(leased.public_address)), seconds),
+        besides_usd=usd(table().besides(lease.volume_gib, public=lease.public), seconds),
     )
+
+
+def _latest(lease: Lease, leased: Leased) -> float:
+    """When the timer of one instance ends it at the latest."""
+    return max(lease.may_expire_at, leases.end_of(lease, leased))
 
 
 def _from(lease: Lease, leased: Leased) -> float:

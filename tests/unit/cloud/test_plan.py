@@ -180,7 +180,7 @@ def test_an_unknown_quota_refuses_nothing_and_is_said(account: Answering, tmp_pa
 def test_what_the_session_has_spent_counts(tmp_path: Path) -> None:
     cloud = "{max_cost: 9, lease_hours: 1, instances: [{name: a, count: 2, types: [g5.xlarge]}]}"
     session, campaign = begun(tmp_path, cloud)
-    leases.write(session, lease(instances=(leased("a-2", ended_at=NOW),)))
+    leases.write(session, lease(instances=(leased("a-2", ended_at=NOW),), public=True))
     found = plan.make(session, campaign, ["a-1"])
     assert found.spent_usd == pytest.approx(2 * (1.0 + BESIDES))
     assert found.most_usd == pytest.approx(found.spent_usd + 1.006 + BESIDES)
