@@ -4,7 +4,8 @@ from fleet.cloud.plan import Plan, Row
 from fleet.cloud.price_table import SPOT, Price
 from fleet.cloud.quotas import Quota
 from fleet.errors import ExitCode
-from fleet.results.dollars import dollars
+from fleet.handoff import Spend
+from fleet.results.dollars import NOT_IN_IT, dollars
 
 MOST = (
     "most: from the dearest candidate until the lease ends, spot at the price on demand, with volume and public address; "
@@ -49,6 +50,18 @@ def plan_lines(found: Plan) -> list[str]:
 def plan_code(found: Plan) -> ExitCode:
     """1 for a plan that would be refused."""
     return ExitCode.ERROR if found.refusal else ExitCode.OK
+
+
+def spent(found: Spend | None) -> str:
+    """What the session's instances cost so far, in a line; empty where there were none."""
+    if found is None or not found.instances:
+        return ""
+    open_ = [item.id for item in found.instances if item.ended_at is None]
+    grows = f", and growing: {len(open_)} of {len(found.instances)} not seen to be gone" if open_ else ""
+    return (
+        f"cost: {dollars(found.usd)} for {len(found.instances)} instance{'' if len(found.instances) == 1 else 's'}, about "
+        f"{dollars(found.besides_usd)} for volumes and addresses ({found.besides_source}){grows}; {NOT_IN_IT}"
+    )
 
 
 def _plan_row(row: Row, found: Plan) -> list[str]:

@@ -295,7 +295,7 @@ def _refusal(
             short.append(_too_few(entry.name, usable, left))
     if short and (not settings.partial or not placed):
         return "; ".join(text for text, _ in short), short[0][1]
-    if most > settings.max_cost:
+    if placed and most > settings.max_cost:
         return (
             f"this can cost ${most:,.2f} until the leases end, cloud.max_cost is ${settings.max_cost:,.2f}",
             "raise cloud.max_cost, or lower cloud.lease_hours or the number of instances",

@@ -75,6 +75,8 @@ def of(rates: Rates, units: Sequence[UnitResult], hosts: Sequence[str]) -> Cost 
     spend = rates.spend
     if not known and spend is None:
         return None
+    # Where nothing was ever started, no cost is missing: a host that was away, an instance that was not to be had.
+    began = {unit.host for unit in units if unit.started_at is not None or unit.attempts}
     rented = {item.host for item in spend.instances} if spend else set()
     own = sum(unit.usd or 0.0 for unit in units if unit.host not in rented)
     instances = spend.usd if spend else 0.0
@@ -87,5 +89,5 @@ def of(rates: Rates, units: Sequence[UnitResult], hosts: Sequence[str]) -> Cost 
         besides_source=spend.besides_source if spend else "",
         instances=len(spend.instances) if spend else 0,
         open=tuple(item.id for item in spend.instances if item.ended_at is None) if spend else (),
-        unpriced=tuple(host for host in hosts if host not in known),
+        unpriced=tuple(host for host in hosts if host in began - known),
     )

@@ -79,7 +79,7 @@ class Cost:
     open: tuple[str, ...]
     """Instances that were not seen to be gone: what they cost is still growing, or is known to their lease's end only."""
     unpriced: tuple[str, ...]
-    """Hosts that nobody gave a price: they are not in these sums."""
+    """Hosts that ran something and have no price: they are not in these sums."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,8 @@ from tests.unit.cloud.answering import Answering, listed, refused
         ("p4d.24xlarge", "spot", "L-7212CCBC"),
         ("p5en.48xlarge", "on-demand", "L-417A185B"),
         ("p5en.48xlarge", "spot", "L-C4BD4855"),
+        ("p6-b200.48xlarge", "on-demand", "L-417A185B"),
+        ("p6-b200.48xlarge", "spot", ""),
         ("c7i.large", "on-demand", "L-1216C47A"),
         ("im4gn.large", "spot", "L-34B43A08"),
         ("t3.micro", "spot", "L-34B43A08"),

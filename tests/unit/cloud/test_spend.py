@@ -7,6 +7,7 @@ import pytest
 
 from fleet import handoff
 from fleet import session as sessions
+from fleet.cli import cloud_tables
 from fleet.cloud import leases, spend
 from fleet.cloud.leases import LeaseState
 from fleet.cloud.price_table import table
@@ -74,3 +75,10 @@ def test_it_is_written_for_results_and_only_where_there_are_leases(tmp_path: Pat
     assert written == handoff.spend(session)
     assert written is not None
     assert written.usd == 2.0
+    assert cloud_tables.spent(written).startswith("cost: $2.00 for 1 instance, about $0.033 for volumes and addresses")
+
+
+def test_in_a_line_what_may_still_run_is_said() -> None:
+    assert cloud_tables.spent(None) == ""
+    found = spend.of([lease(instances=(leased("a-1", ended_at=NOW), leased("a-2")))], NOW)
+    assert ", and growing: 1 of 2 not seen to be gone; traffic, taxes" in cloud_tables.spent(found)
