@@ -43,6 +43,7 @@ def plan_lines(found: Plan) -> list[str]:
     """What must be read beside the table."""
     return [
         *found.warnings,
+        *dict.fromkeys(f"image: {row.image} in {row.region}" for row in found.rows if row.image),
         MOST,
     ]
 

@@ -49,6 +49,7 @@ def test_everything_is_known_before_and_nothing_is_made(planned: Planned) -> Non
     found = planned(only(", market: spot-then-on-demand"))
     (row,) = found.rows
     assert (row.vcpus, row.gpus, row.gpu, row.architecture) == (4, 1, "A10G", "x86_64")
+    assert row.image.startswith("ami-")
     assert row.on_demand is not None
     assert (row.on_demand.usd_per_hour, row.on_demand.cited) == (1.006, f"pricing-api {TODAY}")
     assert set(row.spot) == set(row.zones)
@@ -82,7 +83,7 @@ def test_a_plan_for_500_hosts_takes_the_calls_of_one(planned: Planned) -> None:
     found = planned(only().replace("count: 3", "count: 500").replace("max_cost: 100", "max_cost: 5000"))
     assert len(found.hosts) == 500
     assert planned.cloud.counted() == once
-    assert sum(once.values()) == 5
+    assert sum(once.values()) == 7
 
 
 def test_what_runs_already_counts_against_the_quota(planned: Planned) -> None:
@@ -118,6 +119,12 @@ def test_an_unknown_type_and_one_that_the_region_lacks(planned: Planned) -> None
     assert found.refusal == "cloud.instances g5: there is no g5.xlrage in us-east-1, did you mean g5.xlarge?"
     with pytest.raises(CloudError, match=r"did you mean g5\.xlarge"):
         found.check()
+
+
+def test_an_unknown_image_names_the_nearest(planned: Planned) -> None:
+    name = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-2404/latest/ami-id"
+    with pytest.raises(CloudError, match=r"no image .*-2404.*did you mean .*gpu-ubuntu-24\.04/latest/ami-id\?"):
+        planned(f"image_parameter: {name}\n{only()}")
 
 
 def test_an_unknown_region_names_the_nearest(planned: Planned) -> None:
