@@ -1,5 +1,7 @@
 """Which AMI to launch: found by an SSM public parameter, so that it is the newest, and never by an id alone."""
 
+import difflib
+import itertools
 from dataclasses import dataclass
 
 from fleet.cloud import aws
@@ -7,6 +9,9 @@ from fleet.errors import CloudError
 
 # 24.04, for hosts need Python 3.11 and 22.04 has an older one.
 _DEEP_LEARNING = "/aws/service/deeplearning/ami/{cpu}/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
+
+LOOKED_THROUGH = 300
+"""Parameters that a misspelt name is compared with: they come by ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +43,8 @@ def find(region: str, name: str) -> Image:
         found = aws.client("ec2", region).call("describe_images", ImageIds=[value])["Images"]
     except CloudError as error:
         if error.code in {"ParameterNotFound", "ValidationException"} or error.code.startswith("InvalidAMIID"):
-            raise CloudError(f"no image {name} in {region} ({error.code})", hint=hint, code=error.code) from error
+            text = f"no image {name} in {region} ({error.code}){_nearest(region, name)}"
+            raise CloudError(text, hint=hint, code=error.code) from error
         raise
     if not found:
         raise CloudError(f"no image {name} in {region}: {value} is not there", hint=hint)
@@ -53,3 +59,18 @@ def find(region: str, name: str) -> Image:
         architecture=str(image.get("Architecture", "")),
         root_gib=max([int(disk.get("Ebs", {}).get("VolumeSize", 0)) for disk in disks], default=0),
     )
+
+
+def _nearest(region: str, name: str) -> str:
+    """`, did you mean /aws/service/…?`, of AWS's own parameters beside it; empty when none is like it."""
+    beside = "/".join(name.split("/")[:6])
+    if not name.startswith("/aws/service/"):
+        return ""
+    try:
+        found = aws.client("ssm", region).every("get_parameters_by_path", "Parameters", Path=beside, Recursive=True)
+        known = [str(item["Name"]) for item in itertools.islice(found, LOOKED_THROUGH)]
+    except CloudError:
+        # It only makes a message clearer.
+        return ""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]}?" if close else ""

@@ -16,7 +16,7 @@ from fleet.cloud.access import tag_list
 from fleet.cloud.described import Described
 from fleet.cloud.leases import EXPIRY_TAG, LEASE_TAG, OWNER_TAG, SESSION_TAG, Lease, Leased, LeaseState
 from fleet.cloud.pools import Rule, rule
-from fleet.cloud.prices import SPOT
+from fleet.cloud.price_table import SPOT
 from fleet.errors import CloudError
 from fleet.session import Session
 

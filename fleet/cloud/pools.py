@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fleet.cloud import quotas
-from fleet.cloud.prices import SPOT
+from fleet.cloud.price_table import SPOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
