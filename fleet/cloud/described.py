@@ -75,6 +75,8 @@ class Leftover(Tagged):
     """One of KINDS."""
     state: str = ""
     """Of a volume: `available`, `in-use` and so on."""
+    name: str = ""
+    """Of a key pair: there is one of a name in a region."""
 
 
 def instances(region: str, tag: str = SESSION_TAG, values: Sequence[str] = ()) -> list[Described]:
@@ -116,7 +118,7 @@ def leftovers(region: str, session: str = "") -> list[Leftover]:
         for item in ec2.every("describe_security_groups", "SecurityGroups", Filters=[wanted])
     ]
     found += [
-        Leftover(kind="key-pair", id=item["KeyPairId"], region=region, tags=_tags(item))
+        Leftover(kind="key-pair", id=item["KeyPairId"], region=region, tags=_tags(item), name=item["KeyName"])
         for item in ec2.call("describe_key_pairs", Filters=[wanted]).get("KeyPairs", ())
     ]
     found += [

@@ -51,7 +51,7 @@ def remove(item: Leftover) -> CloudError | None:
         if item.kind == "security-group":
             ec2.call("delete_security_group", GroupId=item.id)
         elif item.kind == "key-pair":
-            ec2.call("delete_key_pair", KeyPairId=item.id)
+            ec2.call("delete_key_pair", KeyName=item.name)
         elif item.state != "deleting":
             ec2.call("delete_volume", VolumeId=item.id)
     except CloudError as error:
