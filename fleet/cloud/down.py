@@ -23,6 +23,7 @@ LOOK_S = 10.0
 """So long at least a call is looked after whose answer nobody noted: a resumed `up` may just have made it again."""
 PACE_S, SLOWEST_S = 1.0, 10.0
 """Between two looks, at first and at last."""
+_IN_USE = frozenset({"DependencyViolation", "InvalidGroup.InUse", "VolumeInUse"})
 _NO_SUCH_PLACE = frozenset({"NoRegion", "OptInRequired"})
 
 
@@ -215,10 +216,12 @@ class _End:
         """Raises LeakError where a volume may be left, CloudError where only a group or a key pair is."""
         left: list[Leftover] = []
         unasked: list[str] = []
+        late: list[_Pending] = []
 
         def looked() -> bool:
             left.clear()
             unasked.clear()
+            late.clear()
             self._error = None
             for region, is_sure in self._places():
                 try:
@@ -229,13 +232,18 @@ class _End:
                         unasked.append(region)
                     continue
                 left.extend(found)
-                for item in found:
-                    if (failed := ending.remove(item)) is not None:
-                        self._failed(failed)
+                refused = [failed for item in found if (failed := ending.remove(item)) is not None]
+                for failed in refused:
+                    self._failed(failed)
+                if any(failed.code in _IN_USE for failed in refused):
+                    # By an instance that was seen by nobody until now, perhaps.
+                    late.extend(self._region(region))
             return bool(left or unasked) and not self._is_hopeless()
 
         # A group can go only when the interfaces of terminated instances have, some time after them.
         _until(deadline, looked)
+        if late:
+            raise self._leak(late, "")
         if left or unasked:
             told = [f"{item.kind} {item.id} in {item.region}" for item in left]
             told += [f"what is in {region}, which could not be asked" for region in unasked]

@@ -95,7 +95,7 @@ def test_without_secrets_the_leases_are_enough(cloud: Cloud, make_session: MakeS
 def test_instances_that_nobody_noted_are_found_noted_and_ended(
     cloud: Cloud, make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(down, "UNSEEN_S", 1.5)
+    monkeypatch.setattr(down, "UNSEEN_S", 5.0)
     session, _ = make_session()
     cloud.slow(hidden_s=1.0)
     launched(cloud, session, 2, known=False, age_s=0)
@@ -115,6 +115,19 @@ def test_a_call_that_was_never_made_ends_its_lease(cloud: Cloud, make_session: M
     assert down.down(session, Silent()) == ()
     (noted,) = leases.read(session)
     assert (noted.state, noted.cause) == (LeaseState.ENDED, "no instance came of it")
+
+
+def test_one_that_is_seen_only_when_its_group_cannot_go_is_ended(
+    cloud: Cloud, make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(down, "LOOK_S", 0.0)
+    session, _ = make_session()
+    cloud.slow(hidden_calls=2)
+    launched(cloud, session, 1, known=False, age_s=7200)
+    (found,) = down.down(session, Silent())
+    (noted,) = leases.read(session)
+    assert (noted.state, ids(noted)) == (LeaseState.ENDED, [found])
+    assert cloud.counts() == NOTHING
 
 
 def test_an_instance_that_ec2_does_not_know_yet_is_waited_for(cloud: Cloud, make_session: MakeSession) -> None:
