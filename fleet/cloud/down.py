@@ -217,6 +217,8 @@ class _End:
         left: list[Leftover] = []
         unasked: list[str] = []
         late: list[_Pending] = []
+        in_use: set[str] = set()
+        """Regions where something is held, by an instance that was seen by nobody until now, perhaps."""
 
         def looked() -> bool:
             left.clear()
@@ -236,9 +238,10 @@ class _End:
                 for failed in refused:
                     self._failed(failed)
                 if any(failed.code in _IN_USE for failed in refused):
-                    # By an instance that was seen by nobody until now, perhaps.
+                    in_use.add(region)
+                if region in in_use:
                     late.extend(self._region(region))
-            return bool(left or unasked) and not self._is_hopeless()
+            return bool(left or unasked or late) and not self._is_hopeless()
 
         # A group can go only when the interfaces of terminated instances have, some time after them.
         _until(deadline, looked)
