@@ -217,8 +217,8 @@ class _End:
         left: list[Leftover] = []
         unasked: list[str] = []
         late: list[_Pending] = []
+        # Regions where something is held: by an instance that nobody had seen until now, perhaps.
         in_use: set[str] = set()
-        """Regions where something is held, by an instance that was seen by nobody until now, perhaps."""
 
         def looked() -> bool:
             left.clear()
