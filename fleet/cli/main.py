@@ -14,6 +14,7 @@ VERBS = {
     "init": "Write a commented fleet.yml to start from.",
     "bench": "Do the whole job: all the stages below, in order.",
     "attach": "Go on with a session whose controller is gone.",
+    "up": "Launch the campaign's EC2 instances, under a lease; --dry-run says what they can cost.",
     "inventory": "Stage 1: reach every host; write a plain Ansible inventory.",
     "check": "See whether each host could run the campaign; changes nothing.",
     "provision": "Stage 2: make hosts ready; a second time changes nothing.",

@@ -3,6 +3,7 @@
 Credentials, profile and endpoints are boto3's own business: environment, ~/.aws, instance role, AWS_ENDPOINT_URL.
 """
 
+import difflib
 import functools
 import threading
 from collections.abc import Iterator, Mapping
@@ -102,7 +103,10 @@ def client(service: str, region: str) -> Client:
             # Of a partition's services some are in one region only; EC2 is in all, so its list is that of regions.
             known = session.get_available_regions("ec2")
             if region not in known and known and service == "ec2":
-                raise CloudError(f"there is no region {region}", hint=f"known: {', '.join(known)}", code="NoRegion")
+                close = difflib.get_close_matches(region, known, n=1)
+                near = f", did you mean {close[0]}?" if close else ""
+                text = f"there is no region {region}{near}"
+                raise CloudError(text, hint=f"known: {', '.join(known)}", code="NoRegion")
             if session.get_credentials() is None:
                 raise CloudError("no AWS credentials", hint=_LOGIN, code=NO_CREDENTIALS)
         return Client(service, region)

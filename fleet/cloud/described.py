@@ -153,10 +153,11 @@ _ANY = {"Name": "tag-key", "Values": [SESSION_TAG]}
 
 def _instances(region: str, wanted: dict[str, Any]) -> list[Described]:
     reservations = aws.client("ec2", region).every("describe_instances", "Reservations", Filters=[wanted])
-    return [_instance(region, item) for reservation in reservations for item in reservation.get("Instances", ())]
+    return [described(region, item) for reservation in reservations for item in reservation.get("Instances", ())]
 
 
-def _instance(region: str, item: Mapping[str, Any]) -> Described:
+def described(region: str, item: Mapping[str, Any]) -> Described:
+    """An instance as RunInstances and DescribeInstances tell it."""
     launched = item.get("LaunchTime")
     return Described(
         id=item["InstanceId"],

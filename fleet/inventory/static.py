@@ -61,4 +61,5 @@ def _host(name: str, number: int, campaign: Campaign) -> Host:
         python=entry.python,
         notes={**campaign.notes, **entry.notes},
         entry=number,
+        usd_per_hour=entry.usd_per_hour,
     )
