@@ -184,7 +184,11 @@ def outing(
 def _hosts(session: Session, campaign: Campaign, file: Path) -> Sequence[Host]:
     if (session.inventory / "hosts.json").is_file():
         return files.hosts(session)
-    return static.hosts(campaign, base=file.resolve().parent, source=os.fspath(file))
+    from fleet.cloud import tagged
+
+    place, source = file.resolve().parent, os.fspath(file)
+    instances = tagged.every(session, campaign, base=place, source=source)
+    return [*static.hosts(campaign, base=place, source=source), *instances]
 
 
 def _typed() -> str:
