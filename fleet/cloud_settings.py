@@ -73,6 +73,7 @@ class CloudSettings(Strict):
     )
     partial: bool = Field(default=False, description="go on with fewer instances when no more are to be had")
     user: str = Field("ubuntu", pattern=r"^[a-z_][a-z0-9_-]{0,31}$", description="login user of the image")
+    python: str | None = Field(None, description="path of Python 3.11 or newer on the image")
     image_parameter: str | None = Field(
         None,
         pattern="^/",

@@ -134,6 +134,8 @@ class TunedFile:
     """Benchmark to scenario to LoadGen's settings, as short probes found them."""
     causes: dict[str, str] = field(default_factory=dict)
     """Tuning units that came to nothing, and why."""
+    instance_type: str = ""
+    """Of the EC2 instance that was probed: what is right for it is not for another."""
     schema: int = 1
 
 
@@ -201,7 +203,19 @@ def pending(spec: RunSpec) -> UnitRecord:
 
 
 UNMEASURED = frozenset(
-    {"unit", "session", "host", "work_dir", "start", "attempt", "labels", "expected_s", "deadline_s", "lock"}
+    {
+        "unit",
+        "session",
+        "host",
+        "work_dir",
+        "start",
+        "attempt",
+        "labels",
+        "expected_s",
+        "deadline_s",
+        "lock",
+        "instance",
+    }
 )
 """Parts of a spec that make no other measurement of it: where fleet's folder lies, where tuning begins, what is said."""
 
@@ -279,10 +293,10 @@ def host_records(session: Session) -> dict[str, HostRecord]:
     return {found.host: found for found in (session.read(path, HostRecord) for path in paths)}
 
 
-def tuned(session: Session) -> dict[str, dict[str, dict[Scenario, dict[str, float]]]]:
-    """What tune found: host to benchmark to scenario to LoadGen's settings."""
+def tuned(session: Session) -> dict[str, TunedFile]:
+    """What tune found, by host."""
     paths = sorted(session.tune.glob("*.json"))
-    return {found.host: found.values for found in (session.read(path, TunedFile) for path in paths)}
+    return {found.host: found for found in (session.read(path, TunedFile) for path in paths)}
 
 
 def system_kinds(session: Session) -> dict[str, tuple[str, ...]]:
@@ -298,6 +312,11 @@ def system_kinds(session: Session) -> dict[str, tuple[str, ...]]:
             *(f"{name} {version}" for name, version in sorted(facts.software.items())),
         )
     return kinds
+
+
+def facts_of(session: Session, instance: str) -> Path:
+    """Where the facts of an EC2 instance are, whichever of them is its host now."""
+    return session.provision / "facts" / "instances" / f"{instance}.json"
 
 
 def collected(session: Session) -> dict[str, Collected]:

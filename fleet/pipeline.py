@@ -47,9 +47,19 @@ class Outing:
 
 def inventory(outing: Outing) -> Any:
     """Expand and probe the campaign's hosts."""
+    # boto3 is behind it, which campaigns without instances need not wait for.
+    from fleet.cloud import dynamic, tagged
+
+    instances = tagged.every(outing.session, outing.campaign, base=outing.base, source=outing.source)
     outing.watch.stage("inventory", "reaching every host")
+    dynamic.write(outing.session, outing.campaign)
     return files.make(
-        outing.session, outing.campaign, base=outing.base, source=outing.source, left_out=outing.subset.left_out
+        outing.session,
+        outing.campaign,
+        base=outing.base,
+        source=outing.source,
+        left_out=outing.subset.left_out,
+        instances=instances,
     )
 
 

@@ -39,6 +39,7 @@ def decide(old: RunSpec | None, new: RunSpec, record: UnitRecord | None, home: C
     same = replace(old, work_dir=new.work_dir, attempt=number)
     if not why:
         return Decision(spec=same, record=record, keep=True)
+    same = replace(same, instance=new.instance)
     pending = replace(handoff.pending(new), attempts=record.attempts, status=record.status)
     other = handoff.difference(old, new)
     if not other and (record.state in _GOES_ON or (record.state is UnitState.DONE and not _is_corrupt(home))):

@@ -26,6 +26,9 @@ VERBS = {
     "results": "Stage 5: read LoadGen's logs into one table.",
     "submission": "Stage 6: build the submission; `submission check` says what would fail.",
     "report": "Stage 7: write the report, one HTML file.",
+    "extend": "Let the session's EC2 instances live longer.",
+    "down": "End the session's EC2 instances, and wait until they are gone.",
+    "reap": "Find what outlived its lease in your AWS account, in all regions; --yes ends it.",
     "sessions": "List sessions, the newest first.",
     "schema": "Print the JSON Schema of fleet.yml, for your editor.",
 }

@@ -1,6 +1,5 @@
 """fleet up."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +64,8 @@ def _held(session: Session, *, quiet: bool) -> Iterator[Watch]:
     """
     from fleet.cloud import down, up
 
-    with session.locked(" ".join(["fleet", *sys.argv[1:]])), output.watching(quiet=quiet) as watch:
+    options.say_strays(session)
+    with session.locked(options.typed()), output.watching(quiet=quiet) as watch:
         try:
             yield watch
         except KeyboardInterrupt as error:

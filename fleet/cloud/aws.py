@@ -129,7 +129,7 @@ def client(service: str, region: str) -> Client:
 
 def home_region() -> str:
     """The region of environment or ~/.aws; where none is named, the oldest one."""
-    return str(_session().region_name or "us-east-1")
+    return default_region() or "us-east-1"
 
 
 def identity() -> str:
@@ -140,6 +140,15 @@ def identity() -> str:
     arn = str(client("sts", home_region()).call("get_caller_identity")["Arn"])
     # Names of IAM users may have commas; tags of EC2 may not.
     return arn.rsplit(":", 1)[-1].rsplit("/", 1)[-1].replace(",", "_")
+
+
+def default_region() -> str:
+    """The region of the user's own environment or ~/.aws; empty when neither says one.
+
+    Raises CloudError when the profile that is asked for is not there.
+    """
+    with _said("your AWS configuration"), _MAKING:
+        return str(_session().region_name or "")
 
 
 @contextmanager

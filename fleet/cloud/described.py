@@ -77,6 +77,8 @@ class Leftover(Tagged):
     """Of a key pair, by which it is removed."""
     state: str = ""
     """Of a volume: `available`, `in-use` and so on."""
+    name: str = ""
+    """Of a key pair: there is one of a name in a region."""
 
 
 def instances(region: str, tag: str = SESSION_TAG, values: Sequence[str] = ()) -> list[Described]:
@@ -132,13 +134,14 @@ def why_ended(instance: Described, expires_at: float | None) -> str:
     """Why an instance ended that nobody took down, in a few words; its timer ended it when it lived to its expiry."""
     if instance.reason_code in SPOT:
         return "spot interruption"
+    ended = ended_at(instance)
     if "InstanceInitiatedShutdown" in instance.reason_code:
-        ended = ended_at(instance)
         # The timer looks at the clock now and then, and a clock may be a minute off.
         early = expires_at is not None and ended is not None and ended < expires_at - 120
         return "shut itself down" if early else "lease expired"
     if "UserInitiatedShutdown" in instance.reason_code:
-        return "terminated through EC2"
+        late = expires_at is not None and ended is not None and ended >= expires_at
+        return "lease expired, terminated through EC2" if late else "terminated through EC2"
     return instance.reason_code or instance.reason or "terminated, EC2 does not say why"
 
 

@@ -13,7 +13,7 @@ from fleet.cloud.described import Described, Leftover
 from fleet.cloud.leases import Lease, Leased, LeaseState
 from fleet.errors import CampaignError, CloudError, LeakError
 from fleet.session import Session
-from fleet.watch import Watch
+from fleet.watch import Silent, Watch
 
 BOUND_S = 600.0
 """So long everything may take, until what is not confirmed gone counts as a leak."""
@@ -23,6 +23,7 @@ LOOK_S = 10.0
 """So long at least a call is looked after whose answer nobody noted: a resumed `up` may just have made it again."""
 PACE_S, SLOWEST_S = 1.0, 10.0
 """Between two looks, at first and at last."""
+_IN_USE = frozenset({"DependencyViolation", "InvalidGroup.InUse", "VolumeInUse"})
 _NO_SUCH_PLACE = frozenset({"NoRegion", "OptInRequired"})
 
 
@@ -46,6 +47,14 @@ def down(
         end.leftovers(deadline)
         keys.forget(session)
     return tuple(end.ended)
+
+
+def note(session: Session, region: str) -> None:
+    """Bring the session's leases of a region up to what EC2 says; ends nothing.
+
+    Raises CloudError.
+    """
+    _End(session, Silent(), None).look(region)
 
 
 class _End:
@@ -78,7 +87,7 @@ class _End:
             return any(not item.is_stuck for item in pending)
 
         try:
-            _until(deadline, looked)
+            until(deadline, looked)
         except KeyboardInterrupt as error:
             raise self._leak(self._alive(), "interrupted") from error
         if pending:
@@ -110,14 +119,11 @@ class _End:
 
     def _region(self, region: str) -> list["_Pending"]:
         """Look, end, note; what is not confirmed gone."""
-        concerned = [lease for lease in self._concerned() if lease.region == region]
         try:
-            there = described.instances(region, values=[self._token])
-            there += self._without_tag(region, concerned, there)
+            concerned, there, hosts = self.look(region)
         except CloudError as error:
             self._failed(error)
             return self._alive(region, is_stuck=error.code in ending.HOPELESS)
-        hosts = self._note(concerned, there)
         wanted = [item for item in there if item.state != described.GONE and self._wants(hosts.get(item.id, ""))]
         # What lost its tag is somebody else's now, for all we know.
         ours = [item.id for item in wanted if item.state not in described.ENDING and item.session == self._token]
@@ -134,6 +140,16 @@ class _End:
             )
             for item in wanted
         ] + self._unsettled(concerned, {item.id for item in there})
+
+    def look(self, region: str) -> tuple[list[Lease], list[Described], dict[str, str]]:
+        """Note in the leases what EC2 says; those leases, what is there of the session, and whose host it is by id.
+
+        Raises CloudError.
+        """
+        concerned = [lease for lease in self._concerned() if lease.region == region]
+        there = described.instances(region, values=[self._token])
+        there += self._without_tag(region, concerned, there)
+        return concerned, there, self._note(concerned, there)
 
     def _without_tag(self, region: str, concerned: Iterable[Lease], there: Iterable[Described]) -> list[Described]:
         """Instances that a lease knows, and that are not found by the tag."""
@@ -215,12 +231,16 @@ class _End:
         """Raises LeakError where a volume may be left, CloudError where only a group or a key pair is."""
         left: list[Leftover] = []
         unasked: list[str] = []
+        late: list[_Pending] = []
+        # Regions where something is held: by an instance that nobody had seen until now, perhaps.
+        in_use: set[str] = set()
 
         def looked() -> bool:
             left.clear()
             unasked.clear()
+            late.clear()
             self._error = None
-            for region, is_sure in self._places():
+            for region, is_sure in sorted(regions(self._session).items()):
                 try:
                     found = described.leftovers(region, self._token)
                 except CloudError as error:
@@ -229,13 +249,19 @@ class _End:
                         unasked.append(region)
                     continue
                 left.extend(found)
-                for item in found:
-                    if (failed := ending.remove(item)) is not None:
-                        self._failed(failed)
-            return bool(left or unasked) and not self._is_hopeless()
+                refused = [failed for item in found if (failed := ending.remove(item)) is not None]
+                for failed in refused:
+                    self._failed(failed)
+                if any(failed.code in _IN_USE for failed in refused):
+                    in_use.add(region)
+                if region in in_use:
+                    late.extend(self._region(region))
+            return bool(left or unasked or late) and not self._is_hopeless()
 
         # A group can go only when the interfaces of terminated instances have, some time after them.
-        _until(deadline, looked)
+        until(deadline, looked)
+        if late:
+            raise self._leak(late, "")
         if left or unasked:
             told = [f"{item.kind} {item.id} in {item.region}" for item in left]
             told += [f"what is in {region}, which could not be asked" for region in unasked]
@@ -246,13 +272,6 @@ class _End:
                 hint=self._next(),
                 code=self._error.code if self._error else "",
             )
-
-    def _places(self) -> list[tuple[str, bool]]:
-        """Regions where something may have been made, and whether it was: access comes before the first lease."""
-        sure = {lease.region for lease in leases.read(self._session)}
-        return sorted(
-            [(region, True) for region in sure] + [(region, False) for region in _planned(self._session) - sure]
-        )
 
     # -- words
 
@@ -290,6 +309,14 @@ def command(session: Session) -> str:
     base = session.root.parent
     usual = base.resolve() == base.cwd() / "sessions"
     return f"fleet down --session {session.id}" + ("" if usual else f" --sessions {base}")
+
+
+def regions(session: Session) -> dict[str, bool]:
+    """Where something of the session may be, and whether its leases say so: access is made before the first lease.
+
+    Raises SessionError when a lease cannot be read.
+    """
+    return dict.fromkeys(_planned(session), False) | {lease.region: True for lease in leases.read(session)}
 
 
 def adopted(lease: Lease, there: Iterable[Described]) -> Lease:
@@ -346,7 +373,7 @@ def _unanswered(of: Iterable[Lease], *, is_stuck: bool = False) -> list[_Pending
     ]
 
 
-def _until(deadline: float, is_pending: Callable[[], bool]) -> None:
+def until(deadline: float, is_pending: Callable[[], bool]) -> None:
     """Ask again and again, ever more slowly, until nothing is pending or the time is over."""
     tenacity.Retrying(
         stop=tenacity.stop_after_delay(max(0.0, deadline - time.monotonic())),

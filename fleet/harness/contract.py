@@ -15,6 +15,8 @@ from typing import Any
 SCHEMA = 1
 RANDOM_WEIGHTS = "random weights"
 """The label of a run without a checkpoint; never submitted."""
+INSTANCE_TYPE = "instance_type"
+"""What RunSpec.lock calls the EC2 instance type: the controller holds it, since only EC2 knows it for sure."""
 SIMULATED = "simulated"
 """The label of the null backend, which computes nothing; never submitted."""
 
@@ -136,11 +138,13 @@ class RunSpec:
     """Find out what LoadGen must be told, write tuning.json, and run no test."""
     lock: dict[str, str] = dataclasses.field(default_factory=dict)
     """What must not change under a number, beside the campaign's part above: `fleet` (digest of the harness),
-    `environment` (digest of the pinned packages), `python`, `wheel:<name>`, `driver`, `cuda`, `weights`."""
+    `environment` (digest of the pinned packages), `python`, `wheel:<name>`, `driver`, `cuda`, `weights`, `instance_type`."""
     attempt: int = 1
     """Counts the times the unit was started; a further one starts over in a fresh folder."""
     conditions: dict[str, str] = dataclasses.field(default_factory=dict)
     """`battery`, `sleep`, `thermal` to `warn`, `stop` or `ignore`; `warn` where nothing is said."""
+    instance: str = ""
+    """The EC2 instance that it is started on; empty elsewhere."""
     schema: int = SCHEMA
 
 

@@ -92,8 +92,16 @@ def load(session: Session) -> SessionResults:
     )
     named = session.read(session.inventory / "hosts.json", tuple[HostNotes, ...])
     hosts = _hosts(session, plan, named)
-    facts, broken = _facts(session, hosts)
-    hosts = [dataclasses.replace(row, cause=row.cause or broken.get(row.host, "")) for row in hosts]
+    measured = _instances(session, plan)
+    facts, broken = _facts(session, hosts, measured)
+    hosts = [
+        dataclasses.replace(
+            row,
+            cause=row.cause or broken.get(row.host, ""),
+            warnings=(*row.warnings, *caveats.of_instances(measured.get(row.host, {}))),
+        )
+        for row in hosts
+    ]
     notes = {host.name: host.notes for host in named}
     rates = cost.Rates(own={host.name: host.usd_per_hour for host in named}, spend=handoff.spend(session))
     return assemble(header, hosts, facts=facts, notes=notes, plan=plan, files=_unit_files(session, plan), rates=rates)
@@ -295,12 +303,31 @@ def _hosts(session: Session, plan: Plan, named: Sequence[HostNotes]) -> list[Hos
     return list(rows.values())
 
 
-def _facts(session: Session, hosts: Sequence[HostRow]) -> tuple[dict[str, SystemFacts], dict[str, str]]:
-    """Facts by host, and for the hosts whose facts cannot be read the reason."""
+def _instances(session: Session, plan: Plan) -> dict[str, dict[str, int]]:
+    """Host to the EC2 instances that its numbers are from, with how many units; empty for other hosts."""
+    known = handoff.records(session)
+    found: dict[str, dict[str, int]] = {}
+    for spec in plan.units:
+        if spec.instance and spec.unit in known and known[spec.unit].state is UnitState.DONE:
+            counts = found.setdefault(spec.host, {})
+            counts[spec.instance] = counts.get(spec.instance, 0) + 1
+    return found
+
+
+def _facts(
+    session: Session, hosts: Sequence[HostRow], measured: Mapping[str, Mapping[str, int]]
+) -> tuple[dict[str, SystemFacts], dict[str, str]]:
+    """Facts by host, and for the hosts whose facts cannot be read the reason.
+
+    Of a host that was several instances they are those of the instance that measured the most.
+    """
     facts: dict[str, SystemFacts] = {}
     broken: dict[str, str] = {}
     for row in hosts:
         path = session.provision / "facts" / f"{row.host}.json"
+        if counts := measured.get(row.host):
+            of_instance = handoff.facts_of(session, max(counts, key=lambda name: counts[name]))
+            path = of_instance if of_instance.exists() else path
         if not path.exists():
             continue
         try:

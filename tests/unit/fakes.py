@@ -15,7 +15,7 @@ from fleet.campaign import Campaign
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import SupervisorBeat, UnitState, UnitStatus
 from fleet.inventory import files, static
-from fleet.inventory.hosts import Reachability
+from fleet.inventory.hosts import Host, Reachability
 from fleet.inventory.reach import Answer, Unreachable
 from fleet.plays import HostOutcome, PlayEvent, PlayRequest
 from fleet.session import Session
@@ -192,11 +192,18 @@ class Scene:
     base: Path
 
 
-def scene(base: Path, text: str = MINIMAL, *, states: dict[str, HostState] | None = None, **readiness: Any) -> Scene:
-    """A session of `text`; every host is ready unless `states` says otherwise."""
+def scene(
+    base: Path,
+    text: str = MINIMAL,
+    *,
+    states: dict[str, HostState] | None = None,
+    instances: Sequence[Host] = (),
+    **readiness: Any,
+) -> Scene:
+    """A session of `text`, with `instances` after its hosts; every host is ready unless `states` says otherwise."""
     campaign = campaigns.load_text(text, "fleet.yml")
     session = sessions.create(base / "sessions", text, name="s1")
-    listed = static.hosts(campaign, base=base, source="fleet.yml")
+    listed = (*static.hosts(campaign, base=base, source="fleet.yml"), *instances)
     given = states or {}
     reachable = [
         Reachability(

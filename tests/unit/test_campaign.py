@@ -80,8 +80,11 @@ def test_a_missing_key_is_named(key: str) -> None:
         (MINIMAL.replace("tiny-bert", "tiny-brt"), "unknown benchmark 'tiny-brt', did you mean 'tiny-bert'?"),
         (MINIMAL + "role_variables: {python_env_idx_url: x}\n", "did you mean 'python_env_index_url'?"),
         (MINIMAL + "division: closed\n", "tiny-bert cannot be run in the closed division"),
-        (MINIMAL.replace("name: h01", "name: h01, file: hosts.txt"), "exactly one of name, file and ssh_config"),
-        (MINIMAL.replace("name: h01, ", ""), "exactly one of name, file and ssh_config"),
+        (
+            MINIMAL.replace("name: h01", "name: h01, file: hosts.txt"),
+            "exactly one of name, file, ssh_config and ec2_tag",
+        ),
+        (MINIMAL.replace("name: h01, ", ""), "exactly one of name, file, ssh_config and ec2_tag"),
         (MINIMAL.replace("name: h01", "name: h01, port: 70000"), "hosts.0.port"),
         (MINIMAL.replace("name: h01", "name: h01, user_conf: {bert: {}}"), "'bert', which is not under benchmarks"),
         (MINIMAL + "work_dir: ../there\n", "work_dir"),
