@@ -73,8 +73,6 @@ class Leftover(Tagged):
 
     kind: str
     """One of KINDS."""
-    name: str = ""
-    """Of a key pair, by which it is removed."""
     state: str = ""
     """Of a volume: `available`, `in-use` and so on."""
     name: str = ""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet.cli.main import cli
+from fleet.cloud import arrivals, hosts
 from fleet.errors import CampaignError, CloudError, ExitCode, LeakError
 from fleet.session import Session
 from tests.cloud.cloud import Cloud
@@ -70,6 +71,17 @@ def test_up_launches_and_says_where(cloud: Cloud, capsys: pytest.CaptureFixture[
     assert "0 instances" in capsys.readouterr().out
 
 
+def test_a_host_with_nothing_left_to_do_gets_none(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hosts, "finished", lambda _: frozenset({"g5-2"}))
+    Path("fleet.yml").write_text(text(), encoding="utf-8")
+    assert fleet() == ExitCode.OK
+    assert "no instance for 1 of 3: their units are done and home" in capsys.readouterr().err
+    assert launched(session()).keys() == {"g5-1", "g5-3"}
+    assert len(running(cloud)) == 2
+
+
 def test_a_partial_fleet_is_exit_3(cloud: Cloud, capsys: pytest.CaptureFixture[str]) -> None:
     cloud.capacity("g5.xlarge", 2)
     Path("fleet.yml").write_text(text(partial=True), encoding="utf-8")
@@ -80,8 +92,6 @@ def test_a_partial_fleet_is_exit_3(cloud: Cloud, capsys: pytest.CaptureFixture[s
 
 
 def test_who_interrupts_is_told_what_runs(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fleet.cloud import arrivals
-
     def interrupted(*_: object) -> dict[str, str]:
         raise KeyboardInterrupt
 
