@@ -188,6 +188,17 @@ class Spend:
         return sum(item.besides_usd for item in self.instances)
 
 
+def spend_file(session: Session) -> Path:
+    """Where up, down and results leave what the instances cost."""
+    return session.cloud / "spend.json"
+
+
+def spend(session: Session) -> Spend | None:
+    """What the session's instances cost; None when it never had any."""
+    path = spend_file(session)
+    return session.read(path, Spend) if path.is_file() else None
+
+
 def pending(spec: RunSpec) -> UnitRecord:
     """What is known of a unit before anybody has done anything about it."""
     return UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING, labels=spec.labels)

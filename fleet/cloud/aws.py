@@ -3,6 +3,7 @@
 Credentials, profile and endpoints are boto3's own business: environment, ~/.aws, instance role, AWS_ENDPOINT_URL.
 """
 
+import difflib
 import functools
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,7 @@ from fleet.errors import CloudError
 _CONFIG = botocore.config.Config(
     connect_timeout=10,
     read_timeout=60,
-    # Throttling (RequestLimitExceeded too), 5xx and broken connections are botocore's to repeat. It repeats RunInstances
-    # with the same client token, which makes no second instance.
+    # Throttling (RequestLimitExceeded too), 5xx and broken connections are botocore's to repeat.
     retries={"mode": "adaptive", "total_max_attempts": 8},
     user_agent_extra="mlperf-fleet",
 )
@@ -75,6 +75,22 @@ class Client:
             answer: dict[str, Any] = getattr(self._client, operation)(**arguments)
         answer.pop("ResponseMetadata", None)
         return answer
+
+    def once(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """The same, tried once: for what has rules of its own for errors that botocore repeats, such as want of capacity.
+
+        Raises CloudError.
+        """
+        with _said(f"{operation} in {self.region}"):
+            answer: dict[str, Any] = getattr(self._impatient, operation)(**arguments)
+        answer.pop("ResponseMetadata", None)
+        return answer
+
+    @functools.cached_property
+    def _impatient(self) -> Any:
+        config = _CONFIG.merge(botocore.config.Config(retries={"mode": "standard", "total_max_attempts": 1}))
+        with _MAKING:
+            return _session().client(self.service, region_name=self.region, config=config)
 
     def every(self, operation: str, key: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Every item under `key` of a paginated call, page after page.
@@ -134,10 +150,28 @@ def client(service: str, region: str) -> Client:
             # Of a partition's services some are in one region only; EC2 is in all, so its list is that of regions.
             known = session.get_available_regions("ec2")
             if region not in known and known and service == "ec2":
-                raise CloudError(f"there is no region {region}", hint=f"known: {', '.join(known)}", code="NoRegion")
+                close = difflib.get_close_matches(region, known, n=1)
+                near = f", did you mean {close[0]}?" if close else ""
+                text = f"there is no region {region}{near}"
+                raise CloudError(text, hint=f"known: {', '.join(known)}", code="NoRegion")
             if session.get_credentials() is None:
                 raise CloudError("no AWS credentials", hint=_LOGIN, code=NO_CREDENTIALS)
         return Client(service, region)
+
+
+def home_region() -> str:
+    """The region of environment or ~/.aws; where none is named, the oldest one."""
+    return default_region() or "us-east-1"
+
+
+def identity() -> str:
+    """Who we are to AWS, in a word that may be a tag: the last part of the ARN.
+
+    Raises CloudError.
+    """
+    arn = str(client("sts", home_region()).call("get_caller_identity")["Arn"])
+    # Names of IAM users may have commas; tags of EC2 may not.
+    return arn.rsplit(":", 1)[-1].rsplit("/", 1)[-1].replace(",", "_")
 
 
 def default_region() -> str:
