@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
 from fleet.campaign import Campaign
-from fleet.cloud import access, arrivals, aws, down, image, keys, launch, leases, plan, pools, user_data
+from fleet.cloud import access, arrivals, aws, bucket, down, image, keys, launch, leases, plan, pools, user_data
 from fleet.cloud.access import Access, Network
 from fleet.cloud.image import Image
 from fleet.cloud.keys import Keys
@@ -131,7 +131,8 @@ class _Up:
         return [name for name in wanted if name not in there]
 
     def _prepare(self, made: Plan) -> None:
-        """Everything that can be asked before anything is made: networks, images, whose account it is."""
+        """Everything that can be asked before anything is made: the bucket, networks, images, whose account it is."""
+        bucket.check(self._settings)
         self._rows = {(row.instances, row.type, row.region): row for row in made.rows if not row.cause}
         for row in self._rows.values():
             if row.region not in self._networks:

@@ -7,16 +7,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from fleet import campaign as campaigns
 from fleet import collect, transfers
 from fleet import session as sessions
-from fleet.cloud import aws, bucket
+from fleet.cloud import aws, bucket, up
 from fleet.cloud_settings import CloudSettings, ResultsBucket
 from fleet.errors import CloudError
 from fleet.handoff import Collected, Plan, Readiness, ReadinessFile
@@ -84,7 +85,7 @@ def store(cloud: Cloud) -> Any:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     """A host with its harness, in a folder with a space."""
     work = tmp_path / "w o"
     (work / "venv" / "bin").mkdir(parents=True)
@@ -94,7 +95,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     (work / "harness" / "current" / "__main__.py").write_text(start, encoding="utf-8")
     connection = Here()
     monkeypatch.setattr(reach, "connect", lambda _: connection)
-    yield connection
+    return connection
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_archives_go_by_way_of_the_bucket_and_are_verified_here(
     assert list((session.collect / ".incoming").iterdir()) == []
 
 
-def test_an_address_is_seen_nowhere(
+def test_an_address_is_seen_nowhere(  # noqa: PLR0917 - wherever it could be seen
     tmp_path: Path, session: Session, here: Here, store: Any, cloud: Cloud,
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -157,12 +158,10 @@ def test_an_address_is_seen_nowhere(
 
     def look() -> None:
         while not over.wait(0.05):
-            for pid in [name for name in os.listdir("/proc") if name.isdecimal()]:
+            for process in Path("/proc").glob("[0-9]*"):
                 for part in ("cmdline", "environ"):
-                    try:
-                        lines.add(Path("/proc", pid, part).read_bytes())
-                    except OSError:
-                        continue
+                    with suppress(OSError):
+                        lines.add((process / part).read_bytes())
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -190,7 +189,7 @@ def test_an_address_is_good_for_that_archive_alone_in_the_buckets_own_region(
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     sha = hashlib.sha256(b"x").hexdigest()
     for region in ("us-east-1", "eu-west-3"):
-        made = bucket.Bucket(ResultsBucket(bucket=NAME), region, "t1")
+        made = bucket.Bucket(ResultsBucket(bucket=NAME, prefix="", region=None), region, "t1")
         parts = urlsplit(made.address("u", sha, 17))
         assert parts.scheme == "https"
         assert parts.netloc == f"{NAME}.s3.{region}.amazonaws.com"
@@ -395,13 +394,13 @@ def test_what_is_wrong_with_an_address_is_said_without_it(
 
 
 def _bucket(region: str) -> bucket.Bucket:
-    return bucket.Bucket(ResultsBucket(bucket=NAME), region, "t1")
+    return bucket.Bucket(ResultsBucket(bucket=NAME, prefix="", region=None), region, "t1")
 
 
 def settings(**results: str) -> CloudSettings:
-    entry: Any = {"name": "g5", "types": ["g5.xlarge"]}
-    return CloudSettings(
-        instances=(entry,), max_cost=1, regions=("eu-central-1",), results=ResultsBucket(bucket=NAME, **results)
+    entry = {"name": "g5", "types": ["g5.xlarge"]}
+    return CloudSettings.model_validate(
+        {"instances": [entry], "max_cost": 1, "regions": ["eu-central-1"], "results": {"bucket": NAME, **results}}
     )
 
 
@@ -428,7 +427,7 @@ def test_a_campaign_without_a_bucket_has_nothing_to_check(cloud: Cloud) -> None:
         ("ServiceUnavailable", 503, "503 ServiceUnavailable", ""),
     ],
 )
-def test_what_is_wrong_with_a_bucket_is_said_before_anything_costs(
+def test_what_is_wrong_with_a_bucket_is_said_before_anything_costs(  # noqa: PLR0917 - two are fixtures
     store: Any, cloud: Cloud, code: str, status: int, said: str, hint: str
 ) -> None:
     del store
@@ -448,6 +447,15 @@ def test_a_bucket_that_is_not_there_is_said(cloud: Cloud) -> None:
         bucket.check(settings())
     assert caught.value.message == "cloud.results: s3://results-of-lab: there is no such bucket"
     assert caught.value.hint.startswith("aws s3 mb s3://results-of-lab --region eu-central-1")
+
+
+def test_with_such_a_bucket_nothing_is_launched(tmp_path: Path, cloud: Cloud) -> None:
+    text = CAMPAIGN.replace("hosts: [{name: h01, kind: server}]\n", "").replace("max_cost: 1", "max_cost: 100")
+    made = sessions.create(tmp_path / "sessions", text, name="s1")
+    with pytest.raises(CloudError, match="there is no such bucket"):
+        up.up(made, campaigns.load_text(text, "fleet.yml"), RecordingWatch(), hosts=["g5-1"])
+    assert cloud.counted()["RunInstances"] == 0
+    assert cloud.counts() == {"instances": 0, "key_pairs": 0, "groups": 0, "volumes": 0}
 
 
 @pytest.mark.parametrize("action", ["GET", "DELETE"])
