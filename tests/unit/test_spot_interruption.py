@@ -78,7 +78,9 @@ def instance(base: Path) -> Path:
     (work / "venv" / "bin").mkdir(parents=True)
     (work / "venv" / "bin" / "python").symlink_to(sys.executable)
     (work / "harness" / "current").mkdir(parents=True)
-    (work / "harness" / "current" / "__main__.py").write_text(OWN + hosting.ENTRY, encoding="utf-8")
+    # A lock's name has room for a short path only.
+    entry = OWN + hosting.ENTRY.replace("+ sys.argv[0]", "+ sys.argv[0][-60:]")
+    (work / "harness" / "current" / "__main__.py").write_text(entry, encoding="utf-8")
     return work
 
 

@@ -25,7 +25,7 @@ from fleet.harness import packing, processes, spot, supervise, unit_queue
 from fleet.harness import accelerator_locks, processes, unit_queue
 supervise.BEAT_SECONDS, processes.GRACE_SECONDS, spot.ASK_SECONDS = 0.05, 1.0, 0.1
 # Other tests on this machine have names of their own.
-accelerator_locks._PREFIX = "mlperf-fleet test of " + sys.argv[0][-60:]
+accelerator_locks._PREFIX = "mlperf-fleet test of " + sys.argv[0]
 verb, *rest = sys.argv[1:]
 if verb == "guard":
     processes.guard(int(rest[0]))
