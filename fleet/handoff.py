@@ -102,6 +102,8 @@ class HostRecord:
     """When this became so: Unix seconds by the controller's clock."""
     last_answer_at: float | None = None
     """The same clock; None before its first answer."""
+    leaving: str = ""
+    """Why the host said that it is about to go away; nothing more is started on it in this run."""
     schema: int = 1
 
 
@@ -186,6 +188,17 @@ class Spend:
         return sum(item.besides_usd for item in self.instances)
 
 
+def spend_file(session: Session) -> Path:
+    """Where up, down and results leave what the instances cost."""
+    return session.cloud / "spend.json"
+
+
+def spend(session: Session) -> Spend | None:
+    """What the session's instances cost; None when it never had any."""
+    path = spend_file(session)
+    return session.read(path, Spend) if path.is_file() else None
+
+
 def pending(spec: RunSpec) -> UnitRecord:
     """What is known of a unit before anybody has done anything about it."""
     return UnitRecord(unit=spec.unit, host=spec.host, state=UnitState.PENDING, labels=spec.labels)
@@ -204,6 +217,7 @@ UNMEASURED = frozenset(
         "deadline_s",
         "lock",
         "instance",
+        "market",
     }
 )
 """Parts of a spec that make no other measurement of it: where fleet's folder lies, where tuning begins, what is said."""
@@ -280,6 +294,11 @@ def host_records(session: Session) -> dict[str, HostRecord]:
     """Hosts that were asked while their units ran, and whether they answered."""
     paths = sorted((session.run / "hosts").glob("*.json"))
     return {found.host: found for found in (session.read(path, HostRecord) for path in paths)}
+
+
+def interrupted_hosts(session: Session) -> dict[str, str]:
+    """Hosts that EC2 takes back, or has taken, with the words of their notice; another instance has not answered since."""
+    return {name: record.leaving for name, record in host_records(session).items() if record.leaving}
 
 
 def tuned(session: Session) -> dict[str, TunedFile]:

@@ -10,12 +10,13 @@ from fleet import campaign as campaigns
 from fleet import handoff
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Plan, Readiness
-from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, Mode, RunSpec, Scenario
+from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, Market, Mode, RunSpec, Scenario
 from fleet.inventory import files, static
 from fleet.inventory.hosts import Host
 from fleet.mlperf import expected, rules
 from fleet.mlperf.rules import BenchmarkRule
 from fleet.session import Session
+from fleet.terms import HostKind
 
 TUNING_S = 180.0
 """The most that a scenario's tuning may take."""
@@ -90,6 +91,7 @@ class Planner:
             lock=_lock(benchmark, ready),
             conditions=self._campaign.run.conditions.model_dump(),
             instance=host.instance.id if host.instance else "",
+            market=_market(host),
         )
 
     def tuning(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> RunSpec:
@@ -151,6 +153,13 @@ class Planner:
 
     def _few(self, rule: BenchmarkRule, samples: int) -> int:
         return expected.few(rule, samples) if self._quick else samples
+
+
+def _market(host: Host) -> Market:
+    """Whether it may be taken back while units run."""
+    if host.instance is not None and host.instance.market:
+        return Market(host.instance.market)
+    return Market.UNKNOWN if host.kind is HostKind.EC2 else Market.NONE
 
 
 def _labels(rule: BenchmarkRule, benchmark: BenchmarkEntry) -> tuple[str, ...]:

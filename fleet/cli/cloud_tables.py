@@ -1,9 +1,19 @@
 """Rows for what EC2 costs, before and after. Nothing here prints."""
 
+from collections.abc import Mapping
+
+from fleet.cloud.leases import Lease, Leased, end_of, expiry_text
 from fleet.cloud.plan import Plan, Row
-from fleet.cloud.prices import SPOT, Price
+from fleet.cloud.price_table import SPOT, Price
 from fleet.cloud.quotas import Quota
 from fleet.errors import ExitCode
+from fleet.handoff import Spend
+from fleet.results.dollars import NOT_IN_IT, dollars
+
+MOST = (
+    "most: from the dearest candidate until the lease ends, spot at the price on demand, with volume and public address; "
+    "traffic out of AWS is not in it"
+)
 
 
 def plan(found: Plan) -> tuple[list[str], list[list[str]]]:
@@ -36,8 +46,8 @@ def plan_lines(found: Plan) -> list[str]:
     """What must be read beside the table."""
     return [
         *found.warnings,
-        "most: from the dearest candidate, until the lease ends, spot at the price on demand, with volume and public "
-        "address; traffic out of AWS is not in it",
+        *dict.fromkeys(f"image: {row.image} in {row.region}" for row in found.rows if row.image),
+        MOST,
     ]
 
 
@@ -46,21 +56,51 @@ def plan_code(found: Plan) -> ExitCode:
     return ExitCode.ERROR if found.refusal else ExitCode.OK
 
 
-def dollars(usd: float | None) -> str:
-    """`$4.02`, `$0.0031`; a dash for what is not known."""
-    if usd is None:
-        return "-"
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.2g}"
+def up(found: Mapping[str, tuple[Lease, Leased]], causes: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+    """One row per host: its instance, or why it has none."""
+    columns = ["host", "instance", "type", "market", "zone", "address", "$/h", "ends itself at"]
+    rows = [
+        [
+            name,
+            leased.id,
+            lease.type,
+            lease.market,
+            leased.zone,
+            leased.public_address or leased.private_address,
+            f"{lease.usd_per_hour:.4g} ({lease.price_source})",
+            expiry_text(end_of(lease, leased)),
+        ]
+        for name, (lease, leased) in found.items()
+    ]
+    return columns, rows + [[name, "none", cause, *["-"] * 5] for name, cause in causes.items()]
+
+
+def up_title(found: Mapping[str, tuple[Lease, Leased]], causes: Mapping[str, str]) -> str:
+    """How many have one: the first thing said."""
+    rate = sum(lease.usd_per_hour for lease, _ in found.values())
+    return f"{len(found)} of {len(found) + len(causes)} instances run, {dollars(rate)} an hour"
+
+
+def spent(found: Spend | None) -> str:
+    """What the session's instances cost so far, in a line; empty where there were none."""
+    if found is None or not found.instances:
+        return ""
+    open_ = [item.id for item in found.instances if item.ended_at is None]
+    grows = f", and growing: {len(open_)} of {len(found.instances)} not seen to be gone" if open_ else ""
+    return (
+        f"cost: {dollars(found.usd)} for {len(found.instances)} instance{'' if len(found.instances) == 1 else 's'}, about "
+        f"{dollars(found.besides_usd)} for volumes and addresses ({found.besides_source}){grows}; {NOT_IN_IT}"
+    )
 
 
 def _plan_row(row: Row, found: Plan) -> list[str]:
-    name = f"{row.count} × {row.instances}"
+    name = f"{row.count} x {row.instances}"
     if row.cause:
         return [name, row.type, "-", row.region, row.cause, *"-------"]
     return [
         name,
         row.type,
-        f"{row.gpus} × {row.gpu}" if row.gpus else "none",
+        f"{row.gpus} x {row.gpu}" if row.gpus else "none",
         row.region,
         ", ".join(zone.removeprefix(row.region) for zone in row.zones),
         str(row.vcpus),

@@ -75,6 +75,8 @@ class Leftover(Tagged):
     """One of KINDS."""
     state: str = ""
     """Of a volume: `available`, `in-use` and so on."""
+    name: str = ""
+    """Of a key pair: there is one of a name in a region."""
 
 
 def instances(region: str, tag: str = SESSION_TAG, values: Sequence[str] = ()) -> list[Described]:
@@ -88,6 +90,8 @@ def instances(region: str, tag: str = SESSION_TAG, values: Sequence[str] = ()) -
         found
         for some in _batches(values, VALUES)
         for found in _instances(region, {"Name": f"tag:{tag}", "Values": some})
+        # A filter that EC2 did not apply must not become a termination.
+        if found.tags.get(tag) in some
     ]
 
 
@@ -114,14 +118,13 @@ def leftovers(region: str, session: str = "") -> list[Leftover]:
         for item in ec2.every("describe_security_groups", "SecurityGroups", Filters=[wanted])
     ]
     found += [
-        Leftover(kind="key-pair", id=item["KeyPairId"], region=region, tags=_tags(item))
+        Leftover(kind="key-pair", id=item["KeyPairId"], region=region, tags=_tags(item), name=item["KeyName"])
         for item in ec2.call("describe_key_pairs", Filters=[wanted]).get("KeyPairs", ())
     ]
     found += [
         Leftover(kind="volume", id=item["VolumeId"], region=region, tags=_tags(item), state=str(item.get("State", "")))
         for item in ec2.every("describe_volumes", "Volumes", Filters=[wanted])
     ]
-    # A filter that EC2 did not apply must not become a deletion.
     return [item for item in found if item.session and (not session or item.session == session)]
 
 
@@ -129,13 +132,14 @@ def why_ended(instance: Described, expires_at: float | None) -> str:
     """Why an instance ended that nobody took down, in a few words; its timer ended it when it lived to its expiry."""
     if instance.reason_code in SPOT:
         return "spot interruption"
+    ended = ended_at(instance)
     if "InstanceInitiatedShutdown" in instance.reason_code:
-        ended = ended_at(instance)
         # The timer looks at the clock now and then, and a clock may be a minute off.
         early = expires_at is not None and ended is not None and ended < expires_at - 120
         return "shut itself down" if early else "lease expired"
     if "UserInitiatedShutdown" in instance.reason_code:
-        return "terminated through EC2"
+        late = expires_at is not None and ended is not None and ended >= expires_at
+        return "lease expired, terminated through EC2" if late else "terminated through EC2"
     return instance.reason_code or instance.reason or "terminated, EC2 does not say why"
 
 
@@ -150,10 +154,11 @@ _ANY = {"Name": "tag-key", "Values": [SESSION_TAG]}
 
 def _instances(region: str, wanted: dict[str, Any]) -> list[Described]:
     reservations = aws.client("ec2", region).every("describe_instances", "Reservations", Filters=[wanted])
-    return [_instance(region, item) for reservation in reservations for item in reservation.get("Instances", ())]
+    return [described(region, item) for reservation in reservations for item in reservation.get("Instances", ())]
 
 
-def _instance(region: str, item: Mapping[str, Any]) -> Described:
+def described(region: str, item: Mapping[str, Any]) -> Described:
+    """An instance as RunInstances and DescribeInstances tell it."""
     launched = item.get("LaunchTime")
     return Described(
         id=item["InstanceId"],

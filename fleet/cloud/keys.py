@@ -110,7 +110,12 @@ def known() -> list[tuple[str, Path]]:
 
 def forget(session: Session) -> None:
     """Remove the session's secrets: everything that they open is gone."""
-    place = folder(session.token)
+    forget_token(session.token)
+
+
+def forget_token(token: str) -> None:
+    """Remove the secrets of a session that may have no folder any more."""
+    place = folder(token)
     gone = _beside(place)
     shutil.rmtree(gone, ignore_errors=True)
     # By another name first, so that no half of it is ever taken for the whole.

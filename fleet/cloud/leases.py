@@ -44,6 +44,7 @@ class Leased:
     zone: str = ""
     private_address: str = ""
     public_address: str = ""
+    """Of one that is reached by it; empty where fleet runs in the instance's network."""
     launched_at: float = 0.0
     """Unix seconds, by EC2's clock."""
     ended_at: float | None = None
@@ -74,6 +75,8 @@ class Lease:
     volume_gib: int
     key_name: str
     security_group: str
+    public: bool = False
+    """Whether it asks for public addresses, by which its instances are reached."""
     owner: str
     usd_per_hour: float
     """Of one instance, as known at launch."""

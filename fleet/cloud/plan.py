@@ -1,6 +1,6 @@
 """What would be launched, where it is to be had, and the most that it can cost: before anything is launched.
 
-`fleet up --dry-run` prints it, and `up` itself makes the same plan first. Two or three calls per region and one per type,
+`fleet up --dry-run` prints it, and `up` itself makes the same plan first. Some calls per region and one per type,
 however many hosts. Everything is asked anew but prices.
 """
 
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fleet.campaign import BenchmarkEntry, Campaign
-from fleet.cloud import aws, leases, quotas, spend
-from fleet.cloud.prices import ON_DEMAND, SPOT, Price, Prices, table
+from fleet.cloud import aws, image, leases, quotas, spend
+from fleet.cloud.price_table import ON_DEMAND, SPOT, Price, table
+from fleet.cloud.prices import Prices
 from fleet.cloud.quotas import Quota
 from fleet.cloud_settings import CloudSettings, InstanceEntry
 from fleet.errors import CloudError
@@ -40,6 +41,10 @@ class Row:
     zones: tuple[str, ...] = ()
     """That offer the type and that the campaign lets in."""
     vcpus: int = 0
+    architecture: str = ""
+    """`x86_64` or `arm64`: which image it boots."""
+    image: str = ""
+    """`ami-…`, which is the newest now."""
     gpus: int = 0
     gpu: str = ""
     """`A10G`, as DescribeInstanceTypes names it."""
@@ -117,7 +122,7 @@ class Plan:
 def make(session: Session, campaign: Campaign, hosts: Collection[str], *, quick: bool = False) -> Plan:
     """The plan for these hosts of `cloud.instances`, written to cloud/plan.json.
 
-    Raises CloudError when AWS cannot be asked, for a region or type that does not exist, and for a type without a price.
+    Raises CloudError when AWS cannot be asked, for a region, type or image that does not exist, and for a type without a price.
     """
     settings = _settings(campaign)
     wanted = [(name, entry) for name, entry in settings.hosts() if name in hosts]
@@ -131,6 +136,7 @@ def make(session: Session, campaign: Campaign, hosts: Collection[str], *, quick:
         for kind, region in itertools.product(entry.types, entry.regions or settings.regions)
     )
     prices.keep()
+    rows = _with_images(rows, entries, settings)
     now = time.time()
     spent = spend.most(leases.read(session), now, without=hosts)
     most = spent + sum(_most(entry, rows) for entry in entries)
@@ -254,6 +260,7 @@ def _row(entry: InstanceEntry, settings: CloudSettings, market: _Market, *, aske
         row,
         zones=allowed,
         vcpus=_vcpus(facts),
+        architecture="arm64" if "arm64" in _architectures(facts) else "x86_64",
         gpus=sum(int(gpu.get("Count", 0)) for gpu in gpus),
         gpu=", ".join(dict.fromkeys(str(gpu.get("Name", "")) for gpu in gpus)),
         quotas={name: market.quota(kind, region, name) for name in markets},
@@ -265,6 +272,22 @@ def _row(entry: InstanceEntry, settings: CloudSettings, market: _Market, *, aske
         cause=cause,
     )
     return replace(row, most_usd=None if row.ceiling is None else row.ceiling * count * settings.lease_hours)
+
+
+def _with_images(rows: tuple[Row, ...], entries: list[InstanceEntry], settings: CloudSettings) -> tuple[Row, ...]:
+    """Rows with what they would boot: `up` asks again, and takes what is newest then.
+
+    Raises CloudError for a parameter or image that is not there.
+    """
+    named = {entry.name: entry.image_parameter or settings.image_parameter for entry in entries}
+    found: dict[tuple[str, str], str] = {}
+    made = []
+    for row in rows:
+        parameter = named[row.instances] or image.parameter(row.architecture)
+        if not row.cause and (row.region, parameter) not in found:
+            found[row.region, parameter] = image.find(row.region, parameter).id
+        made.append(row if row.cause else replace(row, image=found[row.region, parameter]))
+    return tuple(made)
 
 
 def _most(entry: InstanceEntry, rows: Iterable[Row]) -> float:
@@ -291,7 +314,7 @@ def _refusal(
             short.append(_too_few(entry.name, usable, left))
     if short and (not settings.partial or not placed):
         return "; ".join(text for text, _ in short), short[0][1]
-    if most > settings.max_cost:
+    if placed and most > settings.max_cost:
         return (
             f"this can cost ${most:,.2f} until the leases end, cloud.max_cost is ${settings.max_cost:,.2f}",
             "raise cloud.max_cost, or lower cloud.lease_hours or the number of instances",
@@ -396,6 +419,10 @@ def nearest(kind: str, region: str) -> str:
 
 def _vcpus(facts: Mapping[str, Any]) -> int:
     return int(facts.get("VCpuInfo", {}).get("DefaultVCpus", 0))
+
+
+def _architectures(facts: Mapping[str, Any]) -> list[str]:
+    return list(facts.get("ProcessorInfo", {}).get("SupportedArchitectures", ()))
 
 
 def _price_hint(kind: str) -> str:

@@ -6,7 +6,6 @@ $XDG_CACHE_HOME/mlperf-fleet/prices.json. What was downloaded or kept is not tru
 
 import contextlib
 import datetime as dt
-import functools
 import json
 import math
 import os
@@ -14,95 +13,37 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fleet.cloud import aws
+from fleet.cloud.price_table import DEAREST, Price, Usd, table
 from fleet.errors import CloudError
 
-ON_DEMAND, SPOT = "on-demand", "spot"
 PRICING_REGION = "us-east-1"
 """The Pricing API is in three regions and tells of all of them."""
 FRESH_S = 24 * 3600.0
 """So long a kept price on demand is taken for today's. One that is older serves where nobody answers; its date is shown."""
 SPOT_FRESH_S = 3600.0
 """Spot prices move within the day."""
-DEAREST = 10_000.0
-"""US dollars an hour: nothing that EC2 sells costs so much, so such a figure is a misunderstanding."""
-HOURS_A_MONTH = 730.0
-"""As AWS counts for volumes."""
 _FILTERS = {
     "operatingSystem": "Linux",
     "tenancy": "Shared",
     "capacitystatus": "Used",
     "preInstalledSw": "NA",
 }
-_Usd = Annotated[float, Field(gt=0, lt=DEAREST, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """US dollars an hour of one instance, and who says so."""
-
-    usd_per_hour: float
-    source: str
-    """`pricing-api`, `spot-history`, `fleet.yml`, `table`, or `table of us-east-1` for another region."""
-    date: str
-    """ISO day on which it was said."""
-
-    @property
-    def cited(self) -> str:
-        """Source and date, as it stands beside the number: `table 2026-08-17`."""
-        return f"{self.source} {self.date}"
-
-
-class Table(BaseModel):
-    """prices.yml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    date: dt.date
-    region: str
-    usd_per_hour: Mapping[str, _Usd]
-    volume_usd_per_gib_month: _Usd
-    address_usd_per_hour: _Usd
-
-    def price(self, kind: str, region: str) -> Price | None:
-        """On demand, marked when it is another region's; None for a type that is not in it."""
-        usd = self.usd_per_hour.get(kind)
-        source = "table" if region == self.region else f"table of {self.region}"
-        return None if usd is None else Price(usd_per_hour=usd, source=source, date=str(self.date))
-
-    def besides(self, volume_gib: int, *, public: bool) -> float:
-        """US dollars an hour of a volume, and of a public address; traffic is not in it."""
-        volume = volume_gib * self.volume_usd_per_gib_month / HOURS_A_MONTH
-        return volume + (self.address_usd_per_hour if public else 0.0)
-
-    @property
-    def cited(self) -> str:
-        """Source and date of what it says."""
-        return f"table {self.date}"
-
-
-@functools.cache
-def table() -> Table:
-    """The table that comes with fleet."""
-    text = (resources.files("fleet.cloud") / "prices.yml").read_text(encoding="utf-8")
-    return Table.model_validate(yaml.safe_load(text))
 
 
 class _OnDemand(BaseModel):
     at: float
-    regions: dict[str, _Usd]
+    regions: dict[str, Usd]
 
 
 class _Spot(BaseModel):
     at: float
-    zones: dict[str, tuple[_Usd, dt.date]]
+    zones: dict[str, tuple[Usd, dt.date]]
 
 
 class _Kept(BaseModel):

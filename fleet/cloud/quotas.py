@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleet.cloud import aws
-from fleet.cloud.prices import ON_DEMAND, SPOT
+from fleet.cloud.price_table import ON_DEMAND, SPOT
 from fleet.errors import CloudError
 
 _CODES = {
@@ -15,6 +15,7 @@ _CODES = {
     "G and VT": ("L-DB2E81BA", "L-3819A6DF"),
     "P": ("L-417A185B", "L-7212CCBC"),
     "P5": ("L-417A185B", "L-C4BD4855"),
+    "newer P": ("L-417A185B", ""),
     "F": ("L-74FC7D96", "L-88CF9481"),
     "Inf": ("L-1945791B", "L-B5D1601B"),
     "Trn": ("L-2C3B7624", "L-6B0D517C"),
@@ -30,7 +31,8 @@ _FAMILIES = {
     "x": "X",
     "dl": "DL",
 }
-_WITH_A_P5_QUOTA = re.compile(r"p[5-9]")
+_P = {"p2": "P", "p3": "P", "p4": "P", "p5": "P5"}
+"""As spot these are counted apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ def code(kind: str, market: str) -> str:
     """The quota that an instance of a type counts against: instances that share it share its vCPUs; empty if unknown."""
     found = re.match(r"[a-z]+(?=\d)", kind)
     letters = found.group() if found else ""
-    family = ("P5" if _WITH_A_P5_QUOTA.match(kind) else "P") if letters == "p" else _FAMILIES.get(letters, "")
+    family = _P.get(kind[:2], "newer P") if letters == "p" else _FAMILIES.get(letters, "")
     return _CODES[family][market == SPOT] if family else ""
 
 

@@ -37,6 +37,17 @@ class Mode(StrEnum):
     ACCURACY = "accuracy"
 
 
+class Market(StrEnum):
+    """How an instance was bought. A spot instance may be taken back, two minutes after it is told so."""
+
+    NONE = ""
+    """No EC2 instance."""
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+    UNKNOWN = "unknown"
+    """An EC2 instance that fleet did not launch: it is asked itself."""
+
+
 class UnitState(StrEnum):
     """Where a unit stands. The first three are on the way, the rest are ends."""
 
@@ -51,7 +62,7 @@ class UnitState(StrEnum):
     TIMEOUT = "timeout"
     """Ran past its deadline and was stopped."""
     INTERRUPTED = "interrupted"
-    """Cancelled, or its host was rebooted under it."""
+    """Cancelled, or its host was rebooted under it or taken back by EC2."""
     UNREACHABLE = "unreachable"
     """The controller lost the host; the unit may still run there."""
     NOT_READY = "not-ready"
@@ -72,7 +83,7 @@ class Reason(StrEnum):
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
-    """Its host was rebooted, or something killed it."""
+    """Its host was rebooted, something killed it, or EC2 takes its spot instance back."""
     CANCELLED = "cancelled"
     OUT_OF_MEMORY = "out-of-memory"
     INVALID_RESULT = "invalid-result"
@@ -145,6 +156,7 @@ class RunSpec:
     """`battery`, `sleep`, `thermal` to `warn`, `stop` or `ignore`; `warn` where nothing is said."""
     instance: str = ""
     """The EC2 instance that it is started on; empty elsewhere."""
+    market: Market = Market.NONE
     schema: int = SCHEMA
 
 
@@ -182,6 +194,8 @@ class SupervisorBeat:
     heartbeat_at: float
     beat_uptime: float | None = None
     """As in UnitStatus."""
+    leaving: str = ""
+    """Why this host is about to go away, as it was told; then nothing more is to be started on it."""
     schema: int = SCHEMA
 
 
@@ -333,6 +347,7 @@ def read_spec(path: Path) -> RunSpec:
     try:
         data["scenario"] = Scenario(data["scenario"])
         data["mode"] = Mode(data["mode"])
+        data["market"] = Market(data.get("market", ""))
         data["labels"] = tuple(data["labels"])
         return RunSpec(**data)
     except (TypeError, KeyError) as error:

@@ -8,7 +8,7 @@ from fleet.campaign import Campaign
 from fleet.cloud import hosts, keys
 from fleet.cloud.leases import LeaseState
 from fleet.handoff import Collected, CollectedFile, Plan, UnitRecord
-from fleet.harness.contract import UnitState
+from fleet.harness.contract import Market, UnitState
 from fleet.inventory import static
 from fleet.inventory.hosts import Host, Instance
 from fleet.planning import Planner
@@ -192,3 +192,20 @@ def test_specs_say_which_instance_measures(tmp_path: Path) -> None:
     ledger.write(session, ledger.lease(1, "g5-1"))
     planner = Planner(session, campaign, quick=True, ready={})
     assert [planner.units(host)[0].instance for host in hosts.planned(session, campaign)] == ["i-10", "", "", ""]
+
+
+def test_specs_say_how_their_instance_was_bought(tmp_path: Path) -> None:
+    session, campaign = ledger.session(tmp_path)
+    ledger.write(session, ledger.lease(1, "g5-1"), ledger.lease(2, "g5-2", market="spot"))
+    planner = Planner(session, campaign, quick=True, ready={})
+    found = [planner.units(host)[0].market for host in hosts.planned(session, campaign)]
+    assert found == [Market.ON_DEMAND, Market.SPOT, Market.UNKNOWN, Market.UNKNOWN]
+
+
+def test_of_hosts_that_somebody_else_launched_only_those_on_ec2_are_asked_for_their_market(tmp_path: Path) -> None:
+    text = "submitter: ExampleLab\nbenchmarks: [{name: tiny-bert}]\nhosts:\n"
+    text += "".join(f"- {{name: {kind}, kind: {kind}}}\n" for kind in ("ec2", "server"))
+    session, campaign = ledger.session(tmp_path, text)
+    planner = Planner(session, campaign, quick=True, ready={})
+    listed = static.hosts(campaign, base=tmp_path, source="fleet.yml")
+    assert [planner.units(host)[0].market for host in listed] == [Market.UNKNOWN, Market.NONE]

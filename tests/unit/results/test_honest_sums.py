@@ -51,6 +51,26 @@ def test_a_ready_host_that_lacks_a_unit_is_missing_with_the_units_cause(tmp_path
     assert found.systems[0].reason is Reason.TIMEOUT
 
 
+def test_no_number_comes_from_a_unit_whose_instance_was_taken_back(tmp_path: Path) -> None:
+    notice = "spot interruption notice, action terminate at 2026-11-25T05:02:00Z"
+    # All its files are at home and whole, as an earlier start may leave them, or a host that lies.
+    taken = [
+        dataclasses.replace(unit, state=UnitState.INTERRUPTED, reason=Reason.INTERRUPTED, cause=notice)
+        for unit in ALL_FOUR
+    ]
+    session = build(tmp_path, [Host(name="a", units=tuple(taken)), Host(name="b", units=ALL_FOUR)])
+    found = load(session)
+    assert found.headline == "1 of 2 hosts, 4 of 8 units"
+    for unit in found.units[:4]:
+        assert (unit.state, unit.reason, unit.cause) == (UnitState.INTERRUPTED, Reason.INTERRUPTED, notice)
+        assert (unit.summary, unit.accuracy, unit.submittable, unit.measured) == (None, {}, False, False)
+        assert unit.not_submittable_because[0] == f"interrupted: {notice}"
+    frame = units_frame(found)
+    for number in ("value", "latency_p99_ms", "F1", "queries", "valid"):
+        assert frame[frame["host"] == "a"][number].isna().all()
+        assert frame[frame["host"] == "b"][number].notna().any()
+
+
 def test_hosts_that_were_left_out_are_missing_with_their_cause(tmp_path: Path) -> None:
     out = dataclasses.replace(ALL_FOUR[0], state=UnitState.LEFT_OUT, cause="--limit a")
     hosts = [Host(name="a", units=ALL_FOUR), Host(name="b", state=HostState.LEFT_OUT, cause="--limit a", units=(out,))]
