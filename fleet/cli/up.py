@@ -41,19 +41,25 @@ def command(
     """
     session, file = options.for_campaign(base, session_id, campaign_file, new=False)
     campaign = campaigns.load(session.campaign_file)
-    hosts = _hosts(campaign, file, Subset(limit=limit, exclude=exclude))
+    hosts = _hosts(session, campaign, file, Subset(limit=limit, exclude=exclude))
     with _held(session, quiet=as_json) as watch:
         if dry_run:
             return _plan(session, campaign, hosts, quick=quick, as_json=as_json)
         return _launch(session, campaign, watch, hosts, quick=quick, as_json=as_json)
 
 
-def _hosts(campaign: Campaign, file: Path, subset: Subset) -> list[str]:
+def _hosts(session: Session, campaign: Campaign, file: Path, subset: Subset) -> list[str]:
+    """Hosts of `cloud.instances` that are asked for and have something left to do."""
+    from fleet.cloud import hosts
+
     if campaign.cloud is None:
         raise CampaignError(f"{file}: nothing to launch, it has no `cloud:` section", hint="docs/cloud.md shows one")
     named = [name for name, _ in campaign.cloud.hosts()]
     subset.check(named)
-    return [name for name in named if not subset.left_out(name)]
+    done = hosts.finished(session)
+    if idle := [name for name in named if name in done and not subset.left_out(name)]:
+        output.say(f"no instance for {len(idle)} of {len(named)}: their units are done and home")
+    return [name for name in named if name not in done and not subset.left_out(name)]
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def wait(session: Session, watch: Watch, hosts: Collection[str]) -> dict[str, st
         seen = reconcile(session)
         there = leases.live(leases.read(session))
         late = [host for host, id_ in awaited.items() if host in there and not _arrived(*there[host], seen.get(id_))]
-        if not late:
+        if not late and not _over(session, seen):
             break
         for host in late:
             state = seen[awaited[host]].state if awaited[host] in seen else "not seen yet"
@@ -137,17 +137,23 @@ def _give_up(session: Session, lease: Lease, late: Leased) -> None:
     leases.change(session, lease.id, without)
 
 
-def _end_leftovers(session: Session, found: Mapping[str, Described]) -> None:
+def _end_leftovers(session: Session, found: dict[str, Described]) -> None:
     """Terminate what is entered without a host."""
+    for region, ids in _over(session, found).items():
+        # What cannot be ended now is tried again at the next look, and by `down`.
+        ended = set(ids) - set(ending.terminate(region, ids))
+        found.update({id_: replace(found[id_], state="shutting-down") for id_ in ended & found.keys()})
+
+
+def _over(session: Session, found: Mapping[str, Described]) -> dict[str, list[str]]:
+    """Instances of no host that do not end yet, by region."""
     over: dict[str, list[str]] = {}
     for lease in leases.read(session):
         for leased in lease.instances:
             is_ending = leased.id in found and found[leased.id].state in described.ENDING
             if not leased.host and leased.ended_at is None and not is_ending:
                 over.setdefault(lease.region, []).append(leased.id)
-    for region, ids in over.items():
-        # What cannot be ended now is tried again at the next look, and by `down`.
-        ending.terminate(region, ids)
+    return over
 
 
 def _causes(session: Session) -> dict[str, str]:

@@ -19,8 +19,7 @@ from fleet.errors import CloudError
 _CONFIG = botocore.config.Config(
     connect_timeout=10,
     read_timeout=60,
-    # Throttling (RequestLimitExceeded too), 5xx and broken connections are botocore's to repeat. It repeats RunInstances
-    # with the same client token, which makes no second instance.
+    # Throttling (RequestLimitExceeded too), 5xx and broken connections are botocore's to repeat.
     retries={"mode": "adaptive", "total_max_attempts": 8},
     user_agent_extra="mlperf-fleet",
 )
@@ -63,6 +62,22 @@ class Client:
             answer: dict[str, Any] = getattr(self._client, operation)(**arguments)
         answer.pop("ResponseMetadata", None)
         return answer
+
+    def once(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """The same, tried once: for what has rules of its own for errors that botocore repeats, such as want of capacity.
+
+        Raises CloudError.
+        """
+        with _said(f"{operation} in {self.region}"):
+            answer: dict[str, Any] = getattr(self._impatient, operation)(**arguments)
+        answer.pop("ResponseMetadata", None)
+        return answer
+
+    @functools.cached_property
+    def _impatient(self) -> Any:
+        config = _CONFIG.merge(botocore.config.Config(retries={"mode": "standard", "total_max_attempts": 1}))
+        with _MAKING:
+            return _session().client(self.service, region_name=self.region, config=config)
 
     def every(self, operation: str, key: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Every item under `key` of a paginated call, page after page.

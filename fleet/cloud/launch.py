@@ -23,7 +23,8 @@ from fleet.session import Session
 BATCH = 100
 """Hosts of one call at most."""
 WAITS, WAIT_S, WAIT_AT_MOST_S = 8, 2.0, 60.0
-"""How often a call that came too soon is made again, and how long is waited between: doubling, and no more than that."""
+"""How often a call is made that comes too soon or is not answered, and how long is waited between: up to twice as long
+each time, and no more than that."""
 LOOKS, LOOK_S, LOOK_AT_MOST_S = 6, 1.0, 10.0
 """The same for instances that DescribeInstances may not know yet."""
 CONSISTENT_AFTER_S = 600.0
@@ -41,11 +42,11 @@ _UNKNOWN = frozenset(
         "502",
         "503",
         "504",
-        # The token is known: an earlier call was heard.
-        "IdempotentParameterMismatch",
     }
 )
 """Codes that do not say whether the call was carried out."""
+_MISMATCH = "IdempotentParameterMismatch"
+"""The token is known: an earlier call was heard, in other words."""
 _TERMINATED = "IdempotentInstanceTerminated"
 """What this token has launched has ended already."""
 
@@ -119,17 +120,18 @@ def launch(session: Session, lease: Lease, data: bytes) -> Lease:
 def call(session: Session, lease: Lease, data: bytes) -> Lease:
     """The call of a lease that is on disk; the rest as with `launch`."""
     asked = request(lease, data)
+    # Repeated here and not by botocore, which takes want of capacity for something that passes. The same token each time.
     heard = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: rule(getattr(error, "code", "")) is Rule.WAIT),
+        retry=tenacity.retry_if_exception(_passes),
         stop=tenacity.stop_after_attempt(WAITS),
         wait=tenacity.wait_random_exponential(multiplier=WAIT_S, max=WAIT_AT_MOST_S),
         reraise=True,
     )
     try:
-        answer = heard(aws.client("ec2", lease.region).call, "run_instances", **asked)
+        answer = heard(aws.client("ec2", lease.region).once, "run_instances", **asked)
     except CloudError as error:
         # Of several attempts an earlier one may have been carried out, whatever the last one was told.
-        if error.code in _UNKNOWN | aws.EXPIRED or rule(error.code) is Rule.WAIT:
+        if error.code in aws.EXPIRED | {_MISMATCH} or _passes(error):
             raise
         refused = refuse(session, lease, code=error.code, cause=error.message)
         if rule(error.code) is Rule.STOP and error.code != _TERMINATED:
@@ -137,6 +139,10 @@ def call(session: Session, lease: Lease, data: bytes) -> Lease:
         return refused
     found = [described.described(lease.region, item) for item in answer.get("Instances", ())]
     return adopt(session, lease, found)
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, CloudError) and (error.code in _UNKNOWN or rule(error.code) is Rule.WAIT)
 
 
 def refuse(session: Session, lease: Lease, *, code: str, cause: str) -> Lease:
@@ -163,7 +169,7 @@ def settle(session: Session, lease: Lease, data: bytes, *, wanted: bool) -> Leas
     try:
         return call(session, lease, data)
     except CloudError as error:
-        if error.code != "IdempotentParameterMismatch":
+        if error.code != _MISMATCH:
             raise
         # Heard, in other words than now (another version of fleet): the tag alone can tell.
         if found := _seen(lease):

@@ -105,7 +105,7 @@ class _Up:
                 self._watch.note(f"up: {line}")
             made.check()
             self._prepare(made)
-            causes = self._launch(made, lacking)
+            causes = self._launch(made, lacking, wanted)
         else:
             causes = arrivals.wait(self._session, self._watch, wanted)
             if causes:
@@ -153,8 +153,8 @@ class _Up:
             )
         return found
 
-    def _launch(self, made: Plan, lacking: Sequence[str]) -> dict[str, str]:
-        """Launch for these hosts and wait for them; the cause for each that got nothing."""
+    def _launch(self, made: Plan, lacking: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+        """Launch for the hosts that lack one, and wait for all that are wanted; the cause for each that got nothing."""
         causes: dict[str, str] = {}
         left = list(lacking)
         for _ in range(ROUNDS):
@@ -163,7 +163,7 @@ class _Up:
                 causes.update(self._fill(made, entry, mine))
             if causes and not self._settings.partial:
                 return causes
-            died = arrivals.wait(self._session, self._watch, self._campaign_hosts())
+            died = arrivals.wait(self._session, self._watch, wanted)
             for host, cause in died.items():
                 self._openings.shut(self._last_pool(host), pools.Rule.NEXT, cause)
             left = list(died)
@@ -252,9 +252,6 @@ class _Up:
         return user_data.make(
             made, expires_at=lease.first_expires_at, written_at=lease.written_at, user=self._settings.user
         )
-
-    def _campaign_hosts(self) -> list[str]:
-        return [name for name, _ in self._settings.hosts()]
 
     def _last_pool(self, host: str) -> Pool:
         lease = [lease for lease in leases.read(self._session) if host in lease.hosts][-1]

@@ -101,7 +101,7 @@ def _config(keys: Keys) -> dict[str, object]:
         "ssh_deletekeys": True,
         "ssh_keys": {"ed25519_private": keys.host_private, "ed25519_public": keys.host_public},
         "ssh_authorized_keys": [keys.login_public],
-        # Ubuntu's images come without; where there is no way out, the preflight says so.
+        # An image of Ubuntu may come without; where there is no way out, the preflight says so.
         "packages": ["python3-venv"],
     }
 
