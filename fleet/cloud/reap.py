@@ -118,7 +118,9 @@ def find(
     unasked: dict[str, CloudError] = {}
     for region, found in threads.each(_look, regions or everywhere()):
         if isinstance(found, CloudError):
-            unasked[region] = found
+            # DescribeRegions may list what is another partition's, or newer than boto3: nothing is launched there.
+            if regions or found.code != "NoRegion":
+                unasked[region] = found
             continue
         asked.append(region)
         items += [_expired(thing, whose, prices) for thing in _due(*found, at) if whose.fits(thing.session)]
@@ -168,8 +170,7 @@ class _Reap:
             self._left = [
                 item for region in sorted({item.region for item in self._left}) for item in self._region(region)
             ]
-            hopeless = [item for item in self._left if self._why(item) in ending.HOPELESS]
-            return len(hopeless) < len(self._left)
+            return not all(self._is_stuck(item) for item in self._left)
 
         down.until(deadline, looked)
         if not self._left:
@@ -183,18 +184,22 @@ class _Reap:
             code=error.code if error else "",
         )
 
-    def _why(self, item: Expired) -> str:
-        error = self._errors.get(item.id) or self._errors.get(item.region)
-        return error.code if error else ""
+    def _is_stuck(self, item: Expired) -> bool:
+        """Whether waiting does not help; what was made for an instance waits for its end."""
+        concerned = [item.region, item.id]
+        if item.kind != INSTANCE:
+            concerned += [other.id for other in self._left if other.kind == INSTANCE and _of(other) == _of(item)]
+        met = [self._errors[key] for key in concerned if key in self._errors]
+        return any(error.code in ending.HOPELESS for error in met)
 
     def _region(self, region: str) -> list[Expired]:
         """Look, end; what is not confirmed gone."""
         todo = [item for item in self._left if item.region == region]
         try:
             there = described.instances(region, values=sorted({item.session for item in todo}))
-            ending_ = self._instances(region, [item for item in todo if item.kind == INSTANCE], there)
+            going = self._instances(region, [item for item in todo if item.kind == INSTANCE], there)
             rest = [item for item in todo if item.kind != INSTANCE]
-            return ending_ + (self._beside(region, rest, ending_, there) if rest else [])
+            return going + (self._beside(region, rest, going, there) if rest else [])
         except CloudError as error:
             self._errors[region] = error
             return todo
@@ -215,19 +220,23 @@ class _Reap:
         return left
 
     def _beside(
-        self, region: str, todo: Sequence[Expired], ending_: Iterable[Expired], there: Iterable[Described]
+        self, region: str, todo: Sequence[Expired], going: Iterable[Expired], there: Iterable[Described]
     ) -> list[Expired]:
         """Groups, key pairs and volumes, of sessions without an instance."""
         present = {item.id: item for item in described.leftovers(region) if _is_over(item, time.time())}
-        going = {item.session for item in ending_}
+        waiting = {item.session for item in going}
         busy = {item.session for item in there if item.state != described.GONE}
         # A session that has an instance again keeps what is its own.
-        left = [item for item in todo if item.id in present and (item.session in going or item.session not in busy)]
+        left = [item for item in todo if item.id in present and (item.session in waiting or item.session not in busy)]
         for item in left:
             if item.session not in busy and (error := ending.remove(present[item.id])) is not None:
                 self._errors[item.id] = error
         self.ended += [item.id for item in todo if item.id not in present]
         return left
+
+
+def _of(item: Expired) -> tuple[str, str]:
+    return item.session, item.region
 
 
 def _look(region: str) -> tuple[list[Described], list[Leftover]] | CloudError:

@@ -45,7 +45,11 @@ def launched(
     if known:
         found = tuple(
             Leased(
-                id=item["InstanceId"], host=host, zone=item["Placement"]["AvailabilityZone"], launched_at=now - age_s
+                id=item["InstanceId"],
+                host=host,
+                zone=item["Placement"]["AvailabilityZone"],
+                private_address=item["PrivateIpAddress"],
+                launched_at=now - age_s,
             )
             for item, host in zip(made, lease.hosts, strict=True)
         )

@@ -52,14 +52,19 @@ def test_everything_of_the_session_goes_and_nothing_else(cloud: Cloud, make_sess
     assert cloud.counts() == NOTHING
 
 
-def test_one_call_ends_many_and_one_look_sees_all(cloud: Cloud, make_session: MakeSession) -> None:
+def test_five_hundred_take_one_call_and_one_look_sees_them_all(cloud: Cloud, make_session: MakeSession) -> None:
     session, _ = make_session()
-    lease = launched(cloud, session, 60)
+    for _ in range(5):
+        launched(cloud, session, 100)
     cloud.forget_calls()
-    assert len(down.down(session, Silent())) == len(lease.hosts)
-    counted = cloud.counted()
+    began, cpu = time.monotonic(), time.process_time()
+    assert len(down.down(session, Silent())) == 500
+    wall, cpu, counted = time.monotonic() - began, time.process_time() - cpu, cloud.counted()
+    print(f"500 instances: {counted.total()} calls, {wall:.1f} s, {cpu:.1f} s of CPU: {dict(counted)}")
     assert counted["TerminateInstances"] == 1
     assert counted["DescribeInstances"] <= 3
+    assert counted.total() <= 15
+    assert cloud.counts() == NOTHING
 
 
 def test_a_session_that_launched_nothing_asks_nobody(cloud: Cloud, make_session: MakeSession) -> None:
