@@ -186,3 +186,21 @@ def test_a_unit_that_runs_goes_on_on_its_own_instance() -> None:
     found = resume.decide(spec(instance=OLD), spec(instance=OLD), running, None)
     assert (found.spec, found.again) == (spec(instance=OLD), "")
     assert found.record.attempts == ()
+
+
+def test_a_number_of_one_instance_type_is_none_of_another() -> None:
+    old = replace(locked(instance_type="g5.xlarge"), instance="i-1")
+    new = replace(locked(instance_type="g6.xlarge"), instance="i-2")
+    measured = record(status=status(UNIT, UnitState.DONE, started_at=1.0))
+    found = resume.decide(old, new, measured, HOME)
+    assert (found.keep, found.again) == (False, "instance_type g5.xlarge → g6.xlarge")
+    assert found.spec == replace(new, attempt=2)
+
+
+def test_a_number_of_another_instance_of_the_same_type_is_kept_as_that_ones() -> None:
+    old = replace(locked(instance_type="g5.xlarge"), instance="i-1")
+    new = replace(old, instance="i-2")
+    assert resume.decide(old, new, record(), HOME).keep
+    assert resume.decide(old, new, record(), HOME).spec.instance == "i-1"
+    goes_on = resume.decide(old, new, record(UnitState.QUEUED), None)
+    assert (goes_on.keep, goes_on.again, goes_on.spec.instance) == (False, "", "i-2")

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from fleet import handoff
 from fleet.handoff import Attempt
 from fleet.results.export import export, units_frame
 from fleet.results.load import load
 from fleet.results.records import SessionResults, missing_as
 from fleet.session import Session
 from fleet.terms import HostState, Reason, UnitState
-from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build, sign
+from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build, facts, sign
 
 DETAIL = "mlperf_log_detail.txt"
 LOST = Attempt(state=UnitState.UNREACHABLE, reason=Reason.UNREACHABLE, cause="no answer for 25 s", ended_at=1.0)
@@ -293,3 +294,26 @@ def test_tables_hold_reasons_starts_warnings_and_hosts(tmp_path: Path) -> None:
     assert (two["reason"], two["starts"], two["earlier_causes"]) == ("no-space", 1, "")
     assert (two["host_state"], two["host_reason"]) == ("ready", "no-space")
     assert two["host_cause"] == "0 of 1 units; failed (no-space): disk full"
+
+
+def measured_by(session: Session, *instances: str) -> None:
+    """Say which instance each unit of the plan was started on."""
+    plan = handoff.plan(session)
+    specs = tuple(dataclasses.replace(spec, instance=name) for spec, name in zip(plan.units, instances, strict=True))
+    session.write(session.run / "plan.json", dataclasses.replace(plan, units=specs))
+
+
+def test_a_system_is_described_by_the_instance_that_measured_and_not_by_its_successor(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", kind="ec2", facts="laptop-hybrid-cores", units=ALL_FOUR)])
+    measured_by(session, *["i-1"] * 4)
+    session.write(handoff.facts_of(session, "i-1"), facts("aws-g5-xlarge"))
+    (system,) = load(session).systems
+    assert "A10G" in system.description["accelerator_model_name"]
+    assert system.warnings == ()
+
+
+def test_units_of_several_instances_under_one_name_are_said_with_the_number(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", kind="ec2", facts="aws-g5-xlarge", units=ALL_FOUR)])
+    measured_by(session, "i-1", "i-2", "i-2", "i-2")
+    (system,) = load(session).systems
+    assert system.warnings == ("measured on 2 instances of one type, units of each: i-1 (1), i-2 (3)",)
