@@ -3,8 +3,7 @@
 import json
 import time
 import urllib.request
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -15,6 +14,9 @@ from fleet.errors import CloudError
 from tests.cloud import supplied
 from tests.cloud.cloud import KEY, Cloud
 from tests.cloud.conftest import MakeSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TAGS = [{"Key": "mlperf-fleet:lease", "Value": "lease-1"}]
 PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id"
