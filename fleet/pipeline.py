@@ -8,11 +8,11 @@ import importlib
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fleet import collect, meanwhile, provision, run, tune
+from fleet import collect, instances, meanwhile, provision, run, tune
 from fleet.campaign import Campaign
 from fleet.cloud import spend
 from fleet.handoff import Readiness
@@ -44,13 +44,23 @@ class Outing:
     stop: Callable[[], None] = lambda: None
     """Ends the play that is running."""
 
+    @property
+    def asked(self) -> Subset:
+        """The hosts that are asked now: without those that are finished with and gone."""
+        return instances.asked(self.session, self.campaign, self.subset)
+
+
+def up(outing: Outing) -> Any:
+    """Launch the instances that the campaign names and whose units are missing."""
+    return instances.up(outing.session, outing.campaign, outing.watch, outing.subset)
+
 
 def inventory(outing: Outing) -> Any:
     """Expand and probe the campaign's hosts."""
     # boto3 is behind it, which campaigns without instances need not wait for.
     from fleet.cloud import dynamic, tagged
 
-    instances = tagged.every(outing.session, outing.campaign, base=outing.base, source=outing.source)
+    launched = tagged.every(outing.session, outing.campaign, base=outing.base, source=outing.source)
     outing.watch.stage("inventory", "reaching every host")
     dynamic.write(outing.session, outing.campaign)
     return files.make(
@@ -58,14 +68,14 @@ def inventory(outing: Outing) -> Any:
         outing.campaign,
         base=outing.base,
         source=outing.source,
-        left_out=outing.subset.left_out,
-        instances=instances,
+        left_out=outing.asked.left_out,
+        instances=launched,
     )
 
 
 def look(outing: Outing) -> Any:
     """See whether each host could run the campaign; changes nothing on any of them."""
-    return provision.check(outing.session, outing.campaign, outing.plays, outing.watch, outing.subset)
+    return provision.check(outing.session, outing.campaign, outing.plays, outing.watch, outing.asked)
 
 
 def make_ready(outing: Outing, on_ready: provision.OnReady = lambda _: None) -> Any:
@@ -75,15 +85,15 @@ def make_ready(outing: Outing, on_ready: provision.OnReady = lambda _: None) -> 
         outing.campaign,
         outing.plays,
         outing.watch,
-        subset=outing.subset,
-        spared=meanwhile.busy(outing.session, outing.subset),
+        subset=outing.asked,
+        spared=meanwhile.busy(outing.session, outing.asked),
         on_ready=on_ready,
     )
 
 
 def tune_targets(outing: Outing) -> Any:
     """Find what LoadGen must be told; not one of the stages, since a run without a value finds its own."""
-    return tune.tune(outing.session, outing.campaign, outing.watch, quick=outing.quick, subset=outing.subset)
+    return tune.tune(outing.session, outing.campaign, outing.watch, quick=outing.quick, subset=outing.asked)
 
 
 def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
@@ -96,7 +106,7 @@ def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
         outing.watch,
         quick=outing.quick,
         bringer=lambda planned: collect.Collector(outing.session, planned, outing.watch.note).bring,
-        subset=outing.subset,
+        subset=outing.asked,
         ready=ready,
     )
 
@@ -138,7 +148,27 @@ def prepare_and_measure(outing: Outing) -> Any:
 
 def bring_home(outing: Outing) -> Any:
     """Collect and verify what the run did not bring home."""
-    return collect.collect(outing.session, outing.watch, outing.subset)
+    found = collect.collect(outing.session, outing.watch, outing.asked)
+    instances.explain(outing.session)
+    return found
+
+
+def again(outing: Outing) -> None:
+    """Units whose instance EC2 took back are run on another one, as often as the policy for `interrupted` says."""
+    for _ in range(instances.tries(outing.campaign)):
+        hosts = instances.interrupted(outing.session, outing.campaign)
+        if not hosts:
+            return
+        outing.watch.note(f"interrupted, and run again on another instance: {', '.join(hosts)}")
+        instances.down(outing.session, outing.campaign, outing.watch, hosts=hosts)
+        part = replace(outing, subset=instances.only(hosts, outing.session, outing.subset))
+        for stage in (up, inventory, prepare_and_measure, bring_home):
+            stage(part)
+
+
+def down(outing: Outing) -> Any:
+    """End every instance of the session, and see that they are gone."""
+    return instances.down(outing.session, outing.campaign, outing.watch)
 
 
 def results(outing: Outing) -> Any:
@@ -176,7 +206,15 @@ FROM_FILES: dict[str, Callable[[Outing], Any]] = {
     "submission": submission,
     "report": report,
 }
-GOING_ON = {"run": measure, "collect": bring_home, **FROM_FILES}
+GOING_ON = {"run": measure, "collect": bring_home, "down": down, **FROM_FILES}
 """What is left when every host has its units already."""
-STAGES = {"inventory": inventory, "run": prepare_and_measure, "collect": bring_home, **FROM_FILES}
+STAGES = {
+    "up": up,
+    "inventory": inventory,
+    "run": prepare_and_measure,
+    "collect": bring_home,
+    "again": again,
+    "down": down,
+    **FROM_FILES,
+}
 """The whole job; provision and run are one stage, since no host waits for another."""

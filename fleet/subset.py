@@ -1,8 +1,8 @@
 """A part of the fleet: which hosts --limit and --exclude leave. What is left out is a state with a cause, not silence."""
 
 import fnmatch
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from fleet import campaign as campaigns
 from fleet.errors import CampaignError
@@ -14,9 +14,13 @@ class Subset:
 
     limit: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    spared: Mapping[str, str] = field(default_factory=dict)
+    """Hosts that nobody typed, with why they are left out all the same."""
 
     def left_out(self, host: str) -> str:
         """Why the host is left out, as typed; empty when it is not."""
+        if host in self.spared:
+            return self.spared[host]
         if self.limit and not any(_fits(pattern, host) for pattern in self.limit):
             return "--limit " + " ".join(self.limit)
         return next((f"--exclude {pattern}" for pattern in self.exclude if _fits(pattern, host)), "")

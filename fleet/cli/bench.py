@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from fleet import handoff, pipeline
+from fleet import handoff, instances, pipeline
 from fleet.cli import options, output, tables
-from fleet.errors import ExitCode, SubmissionError
+from fleet.errors import ExitCode, LeakError, SubmissionError
 from fleet.pipeline import Outing
 
 
@@ -43,15 +43,11 @@ def command(
 
 
 def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json: bool) -> ExitCode:
-    """Go through `stages`, which end with a report, and say what came of it."""
-    found: dict[str, Any] = {}
-    refused = ""
-    for name, stage in stages.items():
-        try:
-            found[name] = stage(outing)
-        except SubmissionError as error:
-            # The report is owed all the same: it says what happened.
-            refused = error.message
+    """Go through `stages`, which end with a report, and say what came of it.
+
+    Raises LeakError at the end when an instance may still run.
+    """
+    found, owed = _through(outing, stages)
     results = found["results"]
     if as_json:
         output.print_json(results)
@@ -61,12 +57,38 @@ def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json
             output.say(line)
         for line in tables.warnings(handoff.readiness(outing.session)):
             output.say(line)
+    codes = [tables.results_code(results)]
+    refused = next((error for error in owed if isinstance(error, SubmissionError)), None)
     if refused:
-        output.say(f"submission: none. {refused}")
+        output.say(f"submission: none. {refused.message}")
+        codes.append(ExitCode.INVALID)
     else:
         output.say(f"submission: {found['submission'].root}")
     output.say(f"report:     {found['report']}")
-    codes = [tables.results_code(results)]
-    if refused:
-        codes.append(ExitCode.INVALID)
+    for error in owed:
+        if isinstance(error, LeakError):
+            raise error
     return ExitCode.worst(codes)
+
+
+def _through(
+    outing: Outing, stages: Mapping[str, Callable[[Outing], Any]]
+) -> tuple[dict[str, Any], list[SubmissionError | LeakError]]:
+    """What each stage found, and what does not stop the others: the report says what happened, and is owed all the same."""
+    found: dict[str, Any] = {}
+    owed: list[SubmissionError | LeakError] = []
+    for name, stage in stages.items():
+        try:
+            found[name] = stage(outing)
+        except SubmissionError as error:
+            owed.append(error)
+        except Exception as error:
+            if name == "down" and isinstance(error, LeakError):
+                owed.append(error)
+                continue
+            # Nobody goes on with it now, and instances cost.
+            if instances.may_run(outing.session):
+                output.say(f"stopped by: {error}")
+                pipeline.down(outing)
+            raise
+    return found, owed

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from fleet import campaign as campaigns
-from fleet import handoff, resume
+from fleet import handoff, instances, resume
 from fleet import session as sessions
 from fleet.campaign import Campaign
 from fleet.cli import output
@@ -125,6 +125,9 @@ def to_go_on_with(base: Path, file: Path, *, quick: bool) -> tuple[Session, Path
         planned = handoff.plan(session)
         if planned.quick == quick:
             missing = resume.missing(planned.units, handoff.records(session), handoff.collected(session))
+            if not missing and instances.may_run(session):
+                output.say(f"session {session.id} goes on: it has instances that may still run (a new one: --new)")
+                return session, file
             if not missing:
                 return None
             units = f"{len(missing)} of {len(planned.units)} units are missing"
@@ -177,6 +180,8 @@ def outing(
             )
         except KeyboardInterrupt:
             stop.set()
+            if (running := instances.left_running(session)) is not None:
+                raise running from None
             output.say("units that were started go on at their hosts")
             output.say(f"next:  fleet bench --session {session.id}")
             raise

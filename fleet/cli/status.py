@@ -9,6 +9,7 @@ import click
 
 from fleet import handoff
 from fleet.cli import options, output, tables
+from fleet.cloud import leases
 from fleet.errors import ExitCode
 from fleet.handoff import UnitRecord
 from fleet.inventory import files
@@ -29,14 +30,17 @@ def command(session_id: str | None, base: Path, as_json: bool) -> ExitCode:
     owner, alive = session.owner(), session.is_held()
     hosts = _hosts(session)
     units = _units(session)
+    instances = leases.read(session)
     if as_json:
         told = {**asdict(owner), "alive": alive, "age_s": owner.age_s} if owner else None
-        output.print_json({"session": session.id, "owner": told, "hosts": hosts, "units": units})
+        output.print_json({"session": session.id, "owner": told, "hosts": hosts, "units": units, "leases": instances})
     else:
         if owner is None:
             output.show("no controller works on it" if not alive else "another controller works on it")
         else:
             output.show(f"controller: {owner}" if alive else f"its controller is gone, it was {owner}: fleet attach")
+        if instances:
+            output.print_table(f"session {session.id}: instances", *tables.leased(instances, time.time()))
         columns = ["host", "state", "last answer", "cause"]
         rows = [[item.host, item.state, _ago(item.last_answer_at), item.cause] for item in hosts]
         output.print_table(f"session {session.id}: {len(hosts)} hosts", columns, rows)

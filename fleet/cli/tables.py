@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fleet.cloud.leases import Lease, LeaseState
 from fleet.errors import ExitCode
 from fleet.results import dollars
 from fleet.results.records import earlier, missing_as
@@ -32,6 +33,21 @@ def benchmarks(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
             expected = "-" if why else f"about {duration(item.expected_s[name] / 60)}"
             rows.append([item.host, name, f"cannot: {why}" if why else can, expected])
     return ["host", "benchmark", "answer", "time"], rows
+
+
+def leased(known: Sequence[Lease], now: float) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a session's instances, and of what was asked for without an answer."""
+    rows = []
+    for lease in known:
+        left = lease.expires_at - now
+        until = f"ends in {duration(left / 60)}" if left > 0 else f"lease over for {duration(-left / 60)}"
+        terms = [lease.type, lease.zone or lease.region, lease.market]
+        if lease.state is LeaseState.INTENDED:
+            rows.append([", ".join(lease.hosts), "not known", *terms, f"asked for, no answer noted; {until}"])
+        for item in lease.instances:
+            ended = f"ended{f': {item.cause}' if item.cause else ''}"
+            rows.append([item.host or "one too many", item.id, *terms, until if item.ended_at is None else ended])
+    return ["host", "instance", "type", "zone", "market", "lease"], rows
 
 
 def hosts_title(items: Sequence[Any]) -> str:

@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from fleet.cli import tables
+from fleet.cloud.leases import LeaseState
 from fleet.errors import ExitCode
 from fleet.handoff import Attempt, Readiness, UnitRecord
 from fleet.results.load import load
 from fleet.results.records import SessionResults
 from fleet.terms import HostState, Reason, UnitState
 from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build
+from tests.unit.test_instances import lease
 
 HOURS = 3600.0
 LOST = Attempt(state=UnitState.UNREACHABLE, reason=Reason.UNREACHABLE, cause="no answer for 25 s", ended_at=1.0)
@@ -113,3 +115,16 @@ def test_the_exit_code_follows_the_sums(tmp_path: Path) -> None:
     assert code_of(tmp_path / "gone", whole, gone) is ExitCode.MISSING
     assert code_of(tmp_path / "out", whole, Host(name="d", state=HostState.LEFT_OUT)) is ExitCode.MISSING
     assert code_of(tmp_path / "bad", Host(name="a", units=(Unit(log="offline-invalid"),))) is ExitCode.INVALID
+
+
+def test_instances_are_shown_with_the_end_of_their_lease_and_those_without_an_answer_too() -> None:
+    asked_for = lease("g5-1", "g5-2", state=LeaseState.INTENDED, hours=2)
+    launched = lease("g5-3", hours=-1)
+    ended = lease("g5-4", state=LeaseState.ENDED, ended=5.0)
+    columns, rows = tables.leased([asked_for, launched, ended], asked_for.written_at)
+    assert columns[:2] == ["host", "instance"]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("g5-1, g5-2", "not known", "asked for, no answer noted; ends in 2.0 h"),
+        ("g5-3", "i-g5-3", "lease over for 60 min"),
+        ("g5-4", "i-g5-4", "ended"),
+    ]
