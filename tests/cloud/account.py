@@ -89,7 +89,9 @@ def deep_learning_image(region: str, name: str, architecture: str) -> str:
 
 def end(instance: Any, code: str, message: str) -> None:
     """EC2 ends it, not its owner: `Server.SpotInstanceTermination`, `Client.InstanceInitiatedShutdown`."""
-    instance.ec2_backend.terminate_instances([instance.id])
+    if instance.state in {"pending", "running"}:
+        instance.ec2_backend.terminate_instances([instance.id])
+    put(instance, "terminated")
     instance.state_reason.code, instance.state_reason.message = code, f"{code}: {message}"
 
 
@@ -104,15 +106,27 @@ def forget_default_vpc(region: str) -> None:
 
 
 @dataclass
+class Change:
+    """A state that is about to become another one: after a time, and so many looks at instances."""
+
+    before: str
+    after: str
+    when: float
+    looks: int
+
+
+@dataclass
 class Slowness:
-    """How long things take that moto has at once; for instances made while it is set."""
+    """How long things take that moto has at once; for instances made, or ended, while it is set."""
 
     pending_s: float = 0.0
+    pending_calls: int = 0
     ending_s: float = 0.0
+    ending_calls: int = 0
     hidden_s: float = 0.0
     hidden_calls: int = 0
-    due: dict[str, tuple[float, str, str]] = field(default_factory=dict)
-    """Instance to when it goes from one state to the next."""
+    due: dict[str, Change] = field(default_factory=dict)
+    """By instance."""
     hidden: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Instance to until when, and for how many more looks, nobody can see it."""
 
@@ -120,28 +134,33 @@ class Slowness:
         """These were just launched."""
         now = time.monotonic()
         for one in ids:
-            if self.pending_s:
+            if self.pending_s or self.pending_calls:
                 put(find(one), "pending")
-                self.due[one] = (now + self.pending_s, "pending", "running")
+                self.due[one] = Change("pending", "running", now + self.pending_s, self.pending_calls)
             if self.hidden_s or self.hidden_calls:
                 self.hidden[one] = (now + self.hidden_s, self.hidden_calls)
 
     def ended(self, ids: list[str]) -> None:
         """These were just terminated."""
-        for one in ids if self.ending_s else ():
-            if (instance := find(one)) is not None and self.due.get(one, (0, "", ""))[1] != "shutting-down":
+        for one in ids if self.ending_s or self.ending_calls else ():
+            known = self.due.get(one)
+            if (instance := find(one)) is not None and (known is None or known.before != "shutting-down"):
                 put(instance, "shutting-down")
-                self.due[one] = (time.monotonic() + self.ending_s, "shutting-down", "terminated")
+                when = time.monotonic() + self.ending_s
+                self.due[one] = Change("shutting-down", "terminated", when, self.ending_calls)
 
-    def settle(self) -> None:
-        """Let happen what is due."""
+    def settle(self, *, looking: bool = False) -> None:
+        """Let happen what is due; a look counts."""
         now = time.monotonic()
-        for one, (when, before, after) in list(self.due.items()):
+        for one, change in list(self.due.items()):
             instance = find(one)
-            if instance is None or instance.state != before or now >= when:
-                if instance is not None and instance.state == before:
-                    put(instance, after)
+            if instance is None or instance.state != change.before:
                 del self.due[one]
+            elif now >= change.when and change.looks <= 0:
+                put(instance, change.after)
+                del self.due[one]
+            elif looking:
+                change.looks -= 1
 
     def unseen(self, *, looking: bool) -> set[str]:
         """Instances that EC2 does not show yet; a look counts."""

@@ -30,7 +30,10 @@ class Cloud:
         """One request to the middleware itself: see Middleware._lab_…."""
         request = urllib.request.Request(f"{self.url}/_lab/{verb}", json.dumps(asked).encode(), method="POST")
         with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)["answer"]
+            said = json.load(answer)
+        if "failed" in said:
+            raise RuntimeError(said["failed"])
+        return said["answer"]
 
     def environment(self) -> dict[str, str]:
         """What a process needs to have this for its AWS."""
@@ -108,7 +111,10 @@ class Cloud:
         self.ask("heal")
 
     def slow(self, **values: float) -> None:
-        """pending_s, ending_s: how long instances take; hidden_s, hidden_calls: how long new ones cannot be seen."""
+        """pending_…, ending_…: how long instances take; hidden_…: how long new ones cannot be seen.
+
+        Each in seconds (pending_s) or in looks at instances (pending_calls).
+        """
         self.ask("slow", **values)
 
     def tokens(self, *, idempotent: bool) -> None:

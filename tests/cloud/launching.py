@@ -91,6 +91,11 @@ class Beside:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting takes hundredths of seconds, and calls are tried three times."""
+    hasten(monkeypatch)
+
+
+def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `quick` does, for as long as the patch lasts."""
     for module, name in (
         (launch, "WAIT_S"), (launch, "LOOK_S"), (arrivals, "PAUSE_S"), (access, "LOOK_S"), (down, "PACE_S"),
     ):  # fmt: skip

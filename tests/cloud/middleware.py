@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+import traceback
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -138,7 +139,8 @@ class Middleware:
         return reply
 
     def _carry_out(self, state: State, call: Call, environ: dict[str, Any]) -> Reply:
-        state.slowness.settle()
+        looking = call.action in {"DescribeInstances", "DescribeInstanceStatus"}
+        state.slowness.settle(looking=looking)
         supplied = state.supplied.answer(call)
         if supplied is not None:
             return supplied
@@ -152,9 +154,9 @@ class Middleware:
                 text = "The client token you have provided is associated with a resource you are attempting to create with different parameters."
                 return wire.error(call, "IdempotentParameterMismatch", text)
             return known[1]
-        unseen = state.slowness.unseen(looking=call.action.startswith("DescribeInstance"))
+        unseen = state.slowness.unseen(looking=looking)
         reply = self._refusal(state, call, unseen) or self._done(state, call, environ)
-        if call.action.startswith("DescribeInstance") and unseen and reply.status == 200:
+        if looking and unseen and reply.status == 200:
             reply = _without(reply, unseen)
         if token and reply.status == 200:
             state.tokens[call.region, call.action, token] = (said, reply)
@@ -241,9 +243,12 @@ class Middleware:
         if verb == "checkip":
             return Reply(200, f"{self.state.address}\n".encode(), (("Content-Type", "text/plain"),))
         asked = json.loads(body or b"{}")
-        with self._lock:
-            self.state.slowness.settle()
-            answer = getattr(self, f"_lab_{verb}")(**asked)
+        try:
+            with self._lock:
+                self.state.slowness.settle()
+                answer = getattr(self, f"_lab_{verb}")(**asked)
+        except Exception:  # noqa: BLE001 - whoever asked reads it
+            return wire.as_json({"failed": traceback.format_exc()})
         return wire.as_json({"answer": answer})
 
     def _lab_reset(self) -> None:

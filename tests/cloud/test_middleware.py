@@ -199,6 +199,14 @@ def test_starting_and_ending_take_their_time(cloud: Cloud) -> None:
     assert cloud.counts() == {"instances": 0, "key_pairs": 0, "groups": 0, "volumes": 0}
 
 
+def test_starting_and_ending_may_take_looks(cloud: Cloud) -> None:
+    cloud.slow(pending_calls=1, ending_calls=2)
+    made = launch(cloud)
+    assert [states(cloud)[made[0]] for _ in range(2)] == ["pending", "running"]
+    cloud.client("ec2").terminate_instances(InstanceIds=made)
+    assert [states(cloud)[made[0]] for _ in range(3)] == ["shutting-down", "shutting-down", "terminated"]
+
+
 def test_terminating_fails_for_a_while(cloud: Cloud) -> None:
     made = launch(cloud)
     cloud.fault("TerminateInstances", "InternalError", times=None, seconds=1)
