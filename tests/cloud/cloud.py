@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -132,6 +133,10 @@ class Cloud:
     def end(self, instance: str, code: str = "Server.SpotInstanceTermination", message: str = "ended by EC2") -> None:
         """EC2 ends an instance."""
         self.ask("end", instance=instance, code=code, message=message)
+
+    def pool(self, addresses: Sequence[str]) -> None:
+        """Further private addresses for new instances, one after another; moto's own when all are given out."""
+        self.ask("pool", addresses=list(addresses))
 
     def no_default_vpc(self, region: str = "us-east-1") -> None:
         """The account has none there."""

@@ -295,7 +295,7 @@ class Middleware:
         self.state.address = address
 
     def _lab_pool(self, addresses: list[str]) -> None:
-        self.state.pool = addresses
+        self.state.pool += addresses
 
     def _lab_standing(self, *, ours: bool) -> account.Found:
         return account.standing(ours=ours)
@@ -311,7 +311,7 @@ class Middleware:
         return [
             {
                 "id": one.id, "state": one.state, "address": one.private_ip, "region": one.region_name,
-                "user_data": one.user_data.decode() if isinstance(one.user_data, bytes) else str(one.user_data or ""),
+                "user_data": one.user_data.decode() if one.user_data is not None else "",
                 "key": _key(one), "on_shutdown": one.instance_initiated_shutdown_behavior,
                 "lifecycle": one.lifecycle or "on-demand", "type": one.instance_type, "zone": one.placement.zone,
             }

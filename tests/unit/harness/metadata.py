@@ -69,15 +69,20 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def server(state: Metadata, address: tuple[str, int] = ("127.0.0.1", 0)) -> ThreadingHTTPServer:
+    """The service, bound and not yet serving."""
+    return ThreadingHTTPServer(address, type("Handler", (_Handler,), {"state": state}))
+
+
 @contextmanager
 def serving() -> Iterator[Metadata]:
     """A metadata service on this machine."""
     state = Metadata()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}/"
+    service = server(state)
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{service.server_port}/"
     try:
         yield state
     finally:
-        server.shutdown()
-        server.server_close()
+        service.shutdown()
+        service.server_close()
