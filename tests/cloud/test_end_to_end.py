@@ -8,7 +8,7 @@ import pytest
 from tests.cloud.bridge import Bridge
 from tests.cloud.outing import HOSTS, NOTHING, Campaign
 from tests.conftest import WHEELHOUSE
-from tests.lab.outing import said
+from tests.lab.outing import NULL, said
 
 pytestmark = pytest.mark.lab
 
@@ -45,3 +45,18 @@ def test_from_a_campaign_to_submission_and_report_and_nothing_is_left(bridge: Br
     inventory = (campaign.session / "inventory/hosts.yml").read_text(encoding="utf-8")
     assert all(f"{host}:" in inventory for host in HOSTS)
     assert "type_g5_xlarge:" in inventory
+
+
+def test_hosts_put_their_results_into_the_bucket_and_the_controller_takes_them(bridge: Bridge, tmp_path: Path) -> None:
+    s3 = bridge.cloud.client("s3")
+    bridge.lab.inside(lambda: s3.create_bucket(Bucket="fleet-results"))
+    campaign = Campaign(bridge, tmp_path, {"results": {"bucket": "fleet-results"}}, benchmarks=NULL)
+    done = campaign("bench", "--quick")
+    assert done.returncode == 5, done.stdout + done.stderr  # null computes nothing: no result can be submitted
+    assert set(campaign.states().values()) == {"done"}
+    asked = [(call["action"], call["parameters"].get("path", "")) for call in bridge.cloud.calls(service="s3")]
+    put = {path for action, path in asked if action == "PUT" and path.endswith(".tar")}
+    taken = {path for action, path in asked if action == "GET" and path in put}
+    assert len(put) == 2 * len(HOSTS)
+    assert taken == put
+    assert bridge.cloud.counts(ours=False) == NOTHING

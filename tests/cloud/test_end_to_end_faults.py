@@ -87,3 +87,21 @@ def test_a_lease_that_ends_under_a_run_is_said_and_nothing_is_left(bridge: Bridg
     assert "Traceback" not in done.stderr
     assert "its lease ended" in " ".join((done.stdout + done.stderr).split())
     assert bridge.cloud.counts(ours=False) == NOTHING
+
+
+def test_credentials_that_expire_under_a_run_end_in_the_ids_of_what_runs(bridge: Bridge, campaign: Campaign) -> None:
+    command = campaign.start("bench", "--quick")
+    bridge.until(lambda: running(campaign, "g5-1"), 120)
+    bridge.cloud.expire()
+    code = command.wait(300)
+    said = " ".join(campaign.said.split())
+    assert code == 4, said
+    assert "Traceback" not in said
+    assert all(id_ in said for id_ in bridge.up())
+    assert "renew your credentials" in said
+    # All was measured and is home all the same; with new credentials what runs is ended, and nothing else is done.
+    assert set(campaign.states().values()) == {"done"}
+    bridge.cloud.heal()
+    done = campaign("down")
+    assert done.returncode == 0, done.stderr
+    assert bridge.cloud.counts(ours=False) == NOTHING
