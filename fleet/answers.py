@@ -45,6 +45,11 @@ class Word:
     gone: int = 0
     """The process that was asked about and is not there; 0 when it is, or when none was asked about."""
 
+    @property
+    def leaving(self) -> str:
+        """Why the host is about to go away, as its supervisor was told since this boot; empty when it is not."""
+        return self.beat.leaving if self.beat is not None and self.beat.boot_id == self.boot else ""
+
 
 def question(folder: str, units: Iterable[str], supervisor: int = 0) -> str:
     """One shell command that says the host's uptime and boot, whether `supervisor` is there, and how `units` stand.
@@ -98,9 +103,10 @@ def _bounded(status: UnitStatus) -> UnitStatus:
 
 def _read_beat(document: str) -> SupervisorBeat | None:
     try:
-        return _BEAT.validate_json(document)
+        beat = _BEAT.validate_json(document)
     except ValidationError:
         return None
+    return replace(beat, leaving=one_line(beat.leaving))
 
 
 def update(record: UnitRecord, word: Word) -> UnitRecord:

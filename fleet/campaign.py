@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from fleet import content
-from fleet.cloud_settings import CloudSettings, InstanceEntry, ResultsBucket, Strict
+from fleet.cloud_settings import REGION, CloudSettings, InstanceEntry, ResultsBucket, Strict
 from fleet.errors import CampaignError
 from fleet.mlperf import rules
 from fleet.terms import Availability, Category, Division, HostKind, Mode, Reason, Scenario
@@ -111,14 +111,20 @@ class RunSettings(Strict):
 
 
 class HostEntry(Strict):
-    """Hosts of one kind: a name or range, a file of names, or aliases from your ssh config."""
+    """Hosts of one kind: a name or range, a file of names, aliases from your ssh config, or instances by their tags."""
 
     name: str | None = Field(None, description="gpu01.lab, or a range: gpu[01-16].lab")
     file: str | None = Field(None, description="a text file with one name or range per line")
     ssh_config: str | None = Field(None, description="a pattern over the Host aliases in your ssh config: lab-*")
+    ec2_tag: dict[Annotated[str, Field(min_length=1, max_length=128)], str] | None = Field(
+        None, min_length=1, description="running EC2 instances with all of these tags, launched by somebody else"
+    )
+    region: str | None = Field(None, pattern=REGION, description="of ec2_tag; cloud.regions or your AWS region if none")
     kind: HostKind
     connection: Literal["ssh", "local"] = "ssh"
-    address: str | None = Field(None, description="where to connect when the name does not resolve")
+    address: str | None = Field(
+        None, description="where to connect when the name does not resolve; of ec2_tag: public, private or id"
+    )
     user: str | None = None
     port: int | None = Field(None, gt=0, lt=65536)
     identity_file: str | None = Field(None, description="path of the private key; the key itself stays with ssh")
@@ -129,9 +135,15 @@ class HostEntry(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> "HostEntry":
-        given = [key for key in ("name", "file", "ssh_config") if getattr(self, key)]
+        given = [key for key in ("name", "file", "ssh_config", "ec2_tag") if getattr(self, key)]
         if len(given) != 1:
-            raise ValueError("give exactly one of name, file and ssh_config")
+            raise ValueError("give exactly one of name, file, ssh_config and ec2_tag")
+        if self.region and not self.ec2_tag:
+            raise ValueError("region: only with ec2_tag")
+        if self.ec2_tag and (self.kind is not HostKind.EC2 or self.connection != "ssh"):
+            raise ValueError("ec2_tag: such hosts are of kind ec2, over ssh")
+        if self.ec2_tag and self.address not in {None, "public", "private", "id"}:
+            raise ValueError("address: of instances by ec2_tag it is public, private or id")
         return self
 
 
@@ -294,8 +306,9 @@ def schema() -> dict[str, Any]:
     return Campaign.model_json_schema(by_alias=True)
 
 
-def user_conf(host: HostEntry, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
-    """LoadGen settings for one unit: the campaign's, with the host's own over them."""
+def user_conf(host: HostEntry | None, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
+    """LoadGen settings for one unit: the campaign's, with those of the host's entry over them, where it has one."""
     common = benchmark.user_conf.get(scenario, LoadgenSettings.model_validate({}))
-    own = host.user_conf.get(benchmark.name, {}).get(scenario, LoadgenSettings.model_validate({}))
+    of_host = host.user_conf.get(benchmark.name, {}) if host else {}
+    own = of_host.get(scenario, LoadgenSettings.model_validate({}))
     return {**common.model_dump(exclude_none=True), **own.model_dump(exclude_none=True)}

@@ -59,6 +59,11 @@ class CloudSettings(Strict):
     max_cost: float = Field(
         gt=0, description="US dollars: nothing is launched that could cost more until its lease ends"
     )
+    prices: dict[
+        Annotated[str, Field(pattern=INSTANCE_TYPE)], Annotated[float, Field(gt=0, lt=10_000, allow_inf_nan=False)]
+    ] = Field(
+        {}, description="US dollars an hour on demand, by type, over AWS's: your discount, or a type without a price"
+    )
     lease_hours: float = Field(4.0, ge=0.01, le=168, description="after so long an instance ends itself")
     regions: Annotated[tuple[Annotated[str, Field(pattern=REGION)], ...], AfterValidator(_once)] = Field(
         ("us-east-1",), min_length=1, description="the best first"
@@ -68,6 +73,7 @@ class CloudSettings(Strict):
     )
     partial: bool = Field(default=False, description="go on with fewer instances when no more are to be had")
     user: str = Field("ubuntu", pattern=r"^[a-z_][a-z0-9_-]{0,31}$", description="login user of the image")
+    python: str | None = Field(None, description="path of Python 3.11 or newer on the image")
     image_parameter: str | None = Field(
         None,
         pattern="^/",

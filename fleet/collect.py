@@ -6,22 +6,22 @@ stage fetches what that left, say from a host that was away, and asks such a hos
 Nothing that came home is ever deleted: what makes room for a later attempt goes to collect/.earlier/.
 """
 
-import glob
 import hashlib
 import shlex
 import shutil
 import tarfile
 import threading
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fleet import answers, handoff, threads
+from fleet import campaign as campaigns
 from fleet.errors import ResultsError
 from fleet.handoff import Collected, CollectedFile, UnitRecord
 from fleet.harness.contract import FileEntry, Reason, RunManifest, RunSpec, UnitState, read_spec
@@ -31,40 +31,32 @@ from fleet.results import loadgen_log
 from fleet.session import Session
 from fleet.subset import EVERYTHING, Subset
 from fleet.terms import HostState
+from fleet.transfers import BYTE_LIMIT, Transfers
 from fleet.watch import Watch
 
-MEMBER_LIMIT, BYTE_LIMIT = 10_000, 4 * 2**30
-"""Files and bytes that one unit may have."""
-PACK_TIMEOUT, STALLED_S, ASK_S = 600.0, 15.0, 15.0
-"""Seconds that packing may take; without a sign of life; and that a question may take."""
-PACKED_A_SECOND = 16 * 2**20
-"""Bytes that a slow host packs in a second: it makes an archive anew up to the place where a transfer goes on."""
-AT_ONCE = 4
-"""Transfers side by side: they share one controller and its network."""
-SIGN_OF_LIFE = "while sleep 2 </dev/null >/dev/null 2>&1; do echo; done & beat=$!; {}; code=$?; kill $beat; exit $code"
-"""Empty lines before the JSON of a command that takes long: a frozen host is told from a busy one."""
+if TYPE_CHECKING:
+    from fleet.cloud.bucket import Bucket
 
-
-class _Packed(BaseModel):
-    """What `pack` on a host says; the digest becomes part of a file name here."""
-
-    archive: str | None = None
-    """Where it wrote one; a host that wrote none makes it anew as it sends it, the same to the last byte."""
-    size: NonNegativeInt
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+MEMBER_LIMIT, ASK_S = 10_000, 15.0
+"""Files that one unit may have; seconds that a question may take."""
 
 
 class Collector:
     """Brings units home one by one, over whatever connection is open; safe to call from several threads."""
 
-    def __init__(self, session: Session, planned: Mapping[str, RunSpec] | None = None) -> None:
-        """`planned` by unit instead of the plan's own, where it is still growing."""
+    def __init__(
+        self,
+        session: Session,
+        planned: Mapping[str, RunSpec] | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`planned` by unit instead of the plan's own, where it is still growing; `note` is told what a person is to know."""
         self.session = session
         self._incoming = session.collect / ".incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
         self._specs = {spec.unit: spec for spec in handoff.plan(session).units} if planned is None else planned
         self._lock = threading.Lock()
-        self._flowing = threading.BoundedSemaphore(AT_ONCE)
+        self._transfers = Transfers(self._incoming, session.token, _bucket(session), note)
         self.found = handoff.collected(session)
 
     def is_home(self, unit: str) -> bool:
@@ -95,7 +87,7 @@ class Collector:
         """
         unit = record.unit
         try:
-            archive = self._fetch(connection, work_dir, unit)
+            archive = self._transfers.fetch(connection, work_dir, record.host, unit)
             home = self._unpack(archive, record)
             if home.complete or (home.folder and record.state is not UnitState.DONE):
                 self._tell_host(connection, work_dir, unit)
@@ -127,46 +119,6 @@ class Collector:
         with suppress(reach.Unreachable):
             command = ["nice", "-n", "19", python, harness, "home", work_dir, self.session.token, unit]
             connection.run(shlex.join(command), timeout=ASK_S)
-
-    def _fetch(self, connection: reach.Connection, work_dir: str, unit: str) -> Path:
-        """The unit's archive, whole; a transfer that broke off goes on where it stopped.
-
-        Raises Unreachable when the host falls silent, and ValueError when it sends anything else than it announced.
-        """
-        harness = [f"{work_dir}/venv/bin/python", f"{work_dir}/harness/current"]
-        command = SIGN_OF_LIFE.format(shlex.join([*harness, "pack", work_dir, self.session.token, unit]))
-        answer = connection.run(command, timeout=PACK_TIMEOUT, stalled=STALLED_S)
-        if answer.rc:
-            raise ValueError((answer.err.strip().splitlines() or [f"packing ended with {answer.rc}"])[-1][:300])
-        packed = _read_packed(answer.out)
-        if packed.size > BYTE_LIMIT:
-            raise ValueError(f"more than {BYTE_LIMIT >> 30} GiB")
-        # The digest is in the name, so that a part of other content is never gone on with.
-        archive = self._incoming / f"{unit}.{packed.sha256}.tar"
-        for other in self._incoming.glob(f"{glob.escape(unit)}.*.tar"):
-            if other != archive:
-                other.unlink()
-        with archive.open("ab") as sink:
-            at = sink.tell()
-            if packed.archive is None:
-                send = shlex.join([*harness, "send", work_dir, self.session.token, unit, str(at)])
-            else:
-                send = f"tail -c +{at + 1} {shlex.quote(packed.archive)}"
-            # A place taken by a host that has just fallen silent is waited for no longer than that is noticed.
-            slot = self._flowing.acquire(timeout=STALLED_S)
-            try:
-                connection.copy(send, sink, limit=packed.size - at, stalled=STALLED_S + at / PACKED_A_SECOND)
-            finally:
-                if slot:
-                    self._flowing.release()
-        if archive.stat().st_size < packed.size:
-            raise reach.Unreachable(HostState.UNREACHABLE, "the transfer broke off")
-        if _sha256(archive) != packed.sha256:
-            archive.unlink()
-            raise ValueError("its sha256 is not the one announced")
-        if packed.archive is not None:
-            connection.run(f"rm -f {shlex.quote(packed.archive)}", timeout=ASK_S)
-        return archive
 
     def _unpack(self, archive: Path, record: UnitRecord) -> Collected:
         """Put a unit's files where they belong. Raises OSError when there is no room, what was there being there still."""
@@ -237,14 +189,16 @@ def _invalid(folder: Path) -> str:
     return answers.one_line(f"INVALID: {'; '.join(summary.invalid_reasons)}") if summary.valid is False else ""
 
 
-def _read_packed(text: str) -> _Packed:
-    """What `pack` said. Raises ValueError, in one line that repeats nothing of it, when it cannot be read."""
-    try:
-        return _Packed.model_validate_json(text)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = "".join(f"{part}: " for part in wrong["loc"])
-        raise ValueError(f"the host's answer cannot be read: {where}{wrong['msg']}") from error
+def _bucket(session: Session) -> "Bucket | None":
+    """Where hosts put archives, if the session's campaign says so."""
+    text = campaigns.read_text(session.campaign_file)
+    settings = campaigns.load_text(text, session.campaign_file.name).cloud
+    if settings is None or settings.results is None:
+        return None
+    # Importing boto3 takes a while, and few campaigns need it here.
+    from fleet.cloud import bucket
+
+    return bucket.of_settings(settings, session.token)
 
 
 def collect(session: Session, watch: Watch, subset: Subset = EVERYTHING) -> dict[str, Collected]:
@@ -253,7 +207,7 @@ def collect(session: Session, watch: Watch, subset: Subset = EVERYTHING) -> dict
     A host that was lost, or that nobody watched to the end, is asked anew what became of its units.
     """
     watch.stage("collect", "files home, checked against their manifests")
-    collector = Collector(session)
+    collector = Collector(session, note=watch.note)
     known = handoff.records(session)
     wanted: dict[str, list[UnitRecord]] = {}
     for spec in handoff.plan(session).units:

@@ -102,6 +102,8 @@ class HostRecord:
     """When this became so: Unix seconds by the controller's clock."""
     last_answer_at: float | None = None
     """The same clock; None before its first answer."""
+    leaving: str = ""
+    """Why the host said that it is about to go away; nothing more is started on it in this run."""
     schema: int = 1
 
 
@@ -134,7 +136,67 @@ class TunedFile:
     """Benchmark to scenario to LoadGen's settings, as short probes found them."""
     causes: dict[str, str] = field(default_factory=dict)
     """Tuning units that came to nothing, and why."""
+    instance_type: str = ""
+    """Of the EC2 instance that was probed: what is right for it is not for another."""
     schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSpend:
+    """One EC2 instance, what it cost and by which price."""
+
+    id: str
+    host: str
+    """Empty for one that EC2 made too many."""
+    lease: str
+    type: str
+    region: str
+    zone: str
+    market: str
+    """`on-demand` or `spot`."""
+    usd_per_hour: float
+    price_source: str
+    """`pricing-api 2026-11-25`."""
+    launched_at: float
+    """Unix seconds."""
+    ended_at: float | None
+    """When it was seen to be gone; None while it may run."""
+    usd: float
+    """From its launch to its end, or to when this was written."""
+    besides_usd: float
+    """Its volume and public address, by the table's prices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spend:
+    """cloud/spend.json: every instance of the session, whatever became of it. Traffic is not in it."""
+
+    at: float
+    """Unix seconds: instances without an end are counted until then."""
+    instances: tuple[InstanceSpend, ...]
+    besides_source: str
+    schema: int = 1
+
+    @property
+    def usd(self) -> float:
+        """Instances alone."""
+        return sum(item.usd for item in self.instances)
+
+    @property
+    def besides_usd(self) -> float:
+        """Their volumes and addresses."""
+        return sum(item.besides_usd for item in self.instances)
+
+
+def spend_file(session: Session) -> Path:
+    """Where up, down and results leave what the instances cost."""
+    return session.cloud / "spend.json"
+
+
+def spend(session: Session) -> Spend | None:
+    """What the session's instances cost; None when it never had any."""
+    path = spend_file(session)
+    return session.read(path, Spend) if path.is_file() else None
 
 
 def pending(spec: RunSpec) -> UnitRecord:
@@ -143,7 +205,20 @@ def pending(spec: RunSpec) -> UnitRecord:
 
 
 UNMEASURED = frozenset(
-    {"unit", "session", "host", "work_dir", "start", "attempt", "labels", "expected_s", "deadline_s", "lock"}
+    {
+        "unit",
+        "session",
+        "host",
+        "work_dir",
+        "start",
+        "attempt",
+        "labels",
+        "expected_s",
+        "deadline_s",
+        "lock",
+        "instance",
+        "market",
+    }
 )
 """Parts of a spec that make no other measurement of it: where fleet's folder lies, where tuning begins, what is said."""
 
@@ -221,10 +296,15 @@ def host_records(session: Session) -> dict[str, HostRecord]:
     return {found.host: found for found in (session.read(path, HostRecord) for path in paths)}
 
 
-def tuned(session: Session) -> dict[str, dict[str, dict[Scenario, dict[str, float]]]]:
-    """What tune found: host to benchmark to scenario to LoadGen's settings."""
+def interrupted_hosts(session: Session) -> dict[str, str]:
+    """Hosts that EC2 takes back, or has taken, with the words of their notice; another instance has not answered since."""
+    return {name: record.leaving for name, record in host_records(session).items() if record.leaving}
+
+
+def tuned(session: Session) -> dict[str, TunedFile]:
+    """What tune found, by host."""
     paths = sorted(session.tune.glob("*.json"))
-    return {found.host: found.values for found in (session.read(path, TunedFile) for path in paths)}
+    return {found.host: found for found in (session.read(path, TunedFile) for path in paths)}
 
 
 def system_kinds(session: Session) -> dict[str, tuple[str, ...]]:
@@ -240,6 +320,11 @@ def system_kinds(session: Session) -> dict[str, tuple[str, ...]]:
             *(f"{name} {version}" for name, version in sorted(facts.software.items())),
         )
     return kinds
+
+
+def facts_of(session: Session, instance: str) -> Path:
+    """Where the facts of an EC2 instance are, whichever of them is its host now."""
+    return session.provision / "facts" / "instances" / f"{instance}.json"
 
 
 def collected(session: Session) -> dict[str, Collected]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fleet import collect, instances, meanwhile, provision, run, tune
 from fleet.campaign import Campaign
+from fleet.cloud import spend
 from fleet.handoff import Readiness
 from fleet.inventory import files
 from fleet.plays import Plays
@@ -56,9 +57,19 @@ def up(outing: Outing) -> Any:
 
 def inventory(outing: Outing) -> Any:
     """Expand and probe the campaign's hosts."""
+    # boto3 is behind it, which campaigns without instances need not wait for.
+    from fleet.cloud import dynamic, tagged
+
+    launched = tagged.every(outing.session, outing.campaign, base=outing.base, source=outing.source)
     outing.watch.stage("inventory", "reaching every host")
+    dynamic.write(outing.session, outing.campaign)
     return files.make(
-        outing.session, outing.campaign, base=outing.base, source=outing.source, left_out=outing.asked.left_out
+        outing.session,
+        outing.campaign,
+        base=outing.base,
+        source=outing.source,
+        left_out=outing.asked.left_out,
+        instances=launched,
     )
 
 
@@ -94,7 +105,7 @@ def measure(outing: Outing, ready: run.Ready | None = None) -> Any:
         outing.campaign,
         outing.watch,
         quick=outing.quick,
-        bringer=lambda planned: collect.Collector(outing.session, planned).bring,
+        bringer=lambda planned: collect.Collector(outing.session, planned, outing.watch.note).bring,
         subset=outing.asked,
         ready=ready,
     )
@@ -165,6 +176,7 @@ def results(outing: Outing) -> Any:
     from fleet.results import export, load
 
     outing.watch.stage("results", "reading LoadGen's logs")
+    spend.write(outing.session)
     found = load.load(outing.session)
     export.export(outing.session, found)
     return found

@@ -10,15 +10,14 @@ from fleet import campaign as campaigns
 from fleet import handoff
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import Plan, Readiness
-from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, Mode, RunSpec, Scenario
-from fleet.inventory import files
+from fleet.harness.contract import RANDOM_WEIGHTS, SIMULATED, Market, Mode, RunSpec, Scenario
+from fleet.inventory import files, static
 from fleet.inventory.hosts import Host
 from fleet.mlperf import expected, rules
 from fleet.mlperf.rules import BenchmarkRule
 from fleet.session import Session
+from fleet.terms import HostKind
 
-QUICK_SET_S, QUICK_LEAST = 120.0, 100
-"""--quick takes so many samples of a set as a slow machine answers in so long, and enough for early stopping."""
 TUNING_S = 180.0
 """The most that a scenario's tuning may take."""
 LOADING_S = 120.0
@@ -91,6 +90,8 @@ class Planner:
             start=self.start(host.name, benchmark.name, scenario),
             lock=_lock(benchmark, ready),
             conditions=self._campaign.run.conditions.model_dump(),
+            instance=host.instance.id if host.instance else "",
+            market=_market(host),
         )
 
     def tuning(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> RunSpec:
@@ -111,9 +112,10 @@ class Planner:
     def start(self, host: str, benchmark: str, scenario: Scenario) -> dict[str, float]:
         """What another host of the same kind of system came to; empty when none is known."""
         kind = self._kinds.get(host) if self._tuned else None
-        for other, values in self._tuned.items():
-            if other != host and kind and self._kinds.get(other) == kind and scenario in values.get(benchmark, {}):
-                return dict(values[benchmark][scenario])
+        for other, found in self._tuned.items():
+            values = found.values.get(benchmark, {})
+            if other != host and kind and self._kinds.get(other) == kind and scenario in values:
+                return dict(values[scenario])
         return {}
 
     def expected_s(self, host: Host, benchmark: BenchmarkEntry) -> float:
@@ -134,8 +136,12 @@ class Planner:
 
     def _settings(self, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> dict[str, Any]:
         """LoadGen's settings: what tuning found, under what the campaign gives."""
-        found = self._tuned.get(host.name, {}).get(benchmark.name, {}).get(scenario, {})
-        given = campaigns.user_conf(self._campaign.hosts[host.entry], benchmark, scenario)
+        tuned = self._tuned.get(host.name)
+        if tuned is not None and tuned.instance_type != (host.instance.type if host.instance else ""):
+            # Of an instance of another type, which was this host before.
+            tuned = None
+        found = tuned.values.get(benchmark.name, {}).get(scenario, {}) if tuned else {}
+        given = campaigns.user_conf(static.entry(host, self._campaign), benchmark, scenario)
         quick = {"min_duration": round(self._campaign.run.quick_seconds * 1000)} if self._quick else {}
         return {**found, **given, **quick}
 
@@ -146,8 +152,14 @@ class Planner:
         )
 
     def _few(self, rule: BenchmarkRule, samples: int) -> int:
-        few = max(QUICK_LEAST, int(rule.samples * QUICK_SET_S / rule.run_seconds))
-        return min(samples, few) if self._quick else samples
+        return expected.few(rule, samples) if self._quick else samples
+
+
+def _market(host: Host) -> Market:
+    """Whether it may be taken back while units run."""
+    if host.instance is not None and host.instance.market:
+        return Market(host.instance.market)
+    return Market.UNKNOWN if host.kind is HostKind.EC2 else Market.NONE
 
 
 def _labels(rule: BenchmarkRule, benchmark: BenchmarkEntry) -> tuple[str, ...]:

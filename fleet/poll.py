@@ -5,6 +5,7 @@ own that nobody waits for. So a silent host costs the others nothing, however ma
 """
 
 import json
+import math
 import queue
 import shlex
 import time
@@ -222,6 +223,9 @@ class Poll:
 
     def _interval(self, item: Polled) -> float:
         """Seconds until a host is asked again."""
+        if item.leaving:
+            # Its files have two minutes to come home.
+            return USUAL_S
         if item.lost is not None:
             return max(USUAL_S, self.policy(Reason.UNREACHABLE).after_s)
         usual = max(USUAL_S, sum(not other.over and other.lost is None for other in self._hosts) / HOSTS_A_SECOND)
@@ -245,6 +249,8 @@ class Poll:
                 failed = replace(self.known[unit], state=UnitState.FAILED, cause=visit.refused, reason=reason)
                 self._ended(item, failed)
         item.supervisor = word.beat.pid if word.beat is not None else 0
+        if word.leaving and not item.leaving:
+            self._leave(item, word.leaving)
         for unit in item.specs:
             record = self.known[unit]
             if unit in item.to_start or unit in item.again:
@@ -259,6 +265,16 @@ class Poll:
                 self._ended(item, updated)
             else:
                 self._keep(updated)
+
+    def _leave(self, item: Polled, notice: str) -> None:
+        """The host is about to go away: what was not started there is not, nor again what ends there."""
+        item.leaving, item.said = notice, None
+        self._say(item, HostState.READY)
+        self.watch.note(f"{item.host.name}: {notice}; nothing more is started there")
+        waiting, item.to_start, item.again = [*item.to_start, *item.again], [], {}
+        for unit in waiting:
+            self._keep(replace(self.known[unit], state=UnitState.INTERRUPTED, cause=notice, reason=Reason.INTERRUPTED))
+            self._decide(item, unit, Reason.INTERRUPTED, notice)
 
     def _confirmed(self, item: Polled, record: UnitRecord, updated: UnitRecord) -> UnitRecord:
         """A supervisor that looks dead may have been asleep, or be just starting; it must still look so a while later."""
@@ -289,17 +305,22 @@ class Poll:
             cause = f"no answer for {silent:.0f} s ({why}); it may still run there"
             item.lost = now
             self._lose(item, HostState.UNREACHABLE, cause, Reason.UNREACHABLE)
-        if item.lost is not None and (not policy.times or (alone and now - item.lost >= policy.times * policy.after_s)):
+        given = policy.times * policy.after_s if alone else math.inf
+        if item.lost is not None and (item.leaving or not policy.times or now - item.lost >= given):
             self._end(item)
 
     def _lose(self, item: Polled, state: HostState, cause: str, reason: Reason, hint: str = "") -> None:
         self._say(item, state, cause, hint)
         # A transfer that still waits on it learns of it as well.
         _close(item)
+        end = UnitState.UNREACHABLE
+        if item.leaving:
+            # Gone as it had said: nothing runs there any more.
+            end, cause, reason = UnitState.INTERRUPTED, item.leaving, Reason.INTERRUPTED
         for unit in item.specs:
             record = self.known[unit]
             if not record.state.ended:
-                self._keep(replace(record, state=UnitState.UNREACHABLE, cause=cause, reason=reason))
+                self._keep(replace(record, state=end, cause=cause, reason=reason))
 
     def _say(self, item: Polled, state: HostState, cause: str = "", hint: str = "") -> None:
         """Keep how the host stands, when that has changed."""
@@ -308,7 +329,7 @@ class Poll:
             self.note_host(
                 HostRecord(
                     host=item.host.name, state=state, cause=cause, hint=hint, since=time.time(),
-                    last_answer_at=item.answered_at,
+                    last_answer_at=item.answered_at, leaving=item.leaving,
                 )
             )  # fmt: skip
 
@@ -360,7 +381,7 @@ class Poll:
         """Start an ended unit again, if its reason's policy says so."""
         record = self.known[unit]
         wait = None
-        if reason is not Reason.NONE and unit not in item.cancelled:
+        if reason is not Reason.NONE and unit not in item.cancelled and not item.leaving:
             wait = self._tally.again(unit, reason)
         if wait is None:
             self._settle(item, record, reason)

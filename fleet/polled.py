@@ -37,6 +37,8 @@ class Polled:
     """Why the last question got no answer; empty when it did."""
     lost: float | None = None
     """Since when it counts as lost."""
+    leaving: str = ""
+    """Why it is about to go away, as it said; then nothing more is started there."""
     over: bool = False
     """Nothing more is asked of it."""
     stale: dict[str, float] = field(default_factory=dict)

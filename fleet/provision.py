@@ -17,9 +17,9 @@ from fleet import content, handoff, look, planning, preflight
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.errors import PlayError
 from fleet.handoff import Readiness, ReadinessFile
-from fleet.harness.contract import SystemFacts
+from fleet.harness.contract import INSTANCE_TYPE, SystemFacts
 from fleet.inventory import files, ssh_config
-from fleet.inventory.hosts import Reachability
+from fleet.inventory.hosts import Instance, Reachability
 from fleet.mlperf import rules
 from fleet.plays import HostOutcome, PlayEvent, PlayRequest, Plays
 from fleet.session import Session
@@ -87,7 +87,9 @@ class _Stage:
         self._planner = planning.Planner(session, campaign, quick=False, ready={})
         self._given = variables(session, campaign, describe=self._keeps)
         self._earlier = {item.host: item for item in earlier(session)}
-        self._left_out = {name: cause for name in self._reachable if (cause := subset.left_out(name))}
+        self._left_out = {
+            name: cause for name in self._reachable if (cause := subset.left_out(name) or self._hosts[name].finished)
+        }
         self._spared = {name for name in spared if name in self._earlier and name not in self._left_out}
         self._found: dict[str, Readiness] = {}
         self._played: dict[str, HostOutcome] = {}
@@ -179,7 +181,7 @@ class _Stage:
     def _readiness(self, item: Reachability, outcome: HostOutcome | None) -> Readiness:
         host = self._hosts[item.host]
         return replace(
-            _readiness(self._session, self._campaign, item, outcome, self._given),
+            _readiness(self._session, self._campaign, item, outcome, given=self._given, instance=host.instance),
             expected_s={entry.name: self._planner.expected_s(host, entry) for entry in self._campaign.benchmarks},
         )
 
@@ -286,7 +288,13 @@ def _note_weights(outcome: HostOutcome, result: dict[str, Any]) -> None:
 
 
 def _readiness(
-    session: Session, campaign: Campaign, item: Reachability, outcome: HostOutcome | None, given: dict[str, Any]
+    session: Session,
+    campaign: Campaign,
+    item: Reachability,
+    outcome: HostOutcome | None,
+    *,
+    given: dict[str, Any],
+    instance: Instance | None,
 ) -> Readiness:
     found = Readiness(host=item.host, state=item.state, cause=item.cause, hint=item.hint)
     if outcome is None:
@@ -315,7 +323,9 @@ def _readiness(
     if told is None:
         return found
     digests = {"fleet": given["harness_digest"], "environment": given["python_env_digest"]}
-    return _keep_facts(session, found, str(told), digests)
+    if instance is not None and instance.type:
+        digests[INSTANCE_TYPE] = instance.type
+    return _keep_facts(session, found, str(told), digests, instance.id if instance else "")
 
 
 def _weights(looked: dict[str, Any], prepared: dict[str, Any]) -> dict[str, str]:
@@ -365,7 +375,7 @@ def _hint(outcome: HostOutcome, host: str) -> str:
     return "fleet provision" if outcome.state is HostState.FAILED else f"fix {host} as said, then: fleet check"
 
 
-def _keep_facts(session: Session, found: Readiness, text: str, digests: dict[str, str]) -> Readiness:
+def _keep_facts(session: Session, found: Readiness, text: str, digests: dict[str, str], instance: str) -> Readiness:
     try:
         facts = TypeAdapter(SystemFacts).validate_json(text)
     except ValidationError as error:
@@ -373,6 +383,9 @@ def _keep_facts(session: Session, found: Readiness, text: str, digests: dict[str
         cause = f"its description cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         return replace(found, state=HostState.FAILED, cause=cause, hint="fleet provision")
     session.write(session.provision / "facts" / f"{found.host}.json", facts)
+    if instance:
+        # Another may be the host later; a number stays one of the machine that it was measured on.
+        session.write(handoff.facts_of(session, instance), facts)
     return replace(found, lock={**digests, **_measured(facts)}) if found.state is HostState.READY else found
 
 

@@ -41,15 +41,27 @@ def decide(old: RunSpec | None, new: RunSpec, record: UnitRecord | None, home: C
         return Decision(spec=same, record=record, keep=True)
     pending = replace(handoff.pending(new), attempts=record.attempts, status=record.status)
     other = handoff.difference(old, new)
+    if gone := _gone(old, new):
+        if record.status is None or record.status.started_at is None:
+            # It was not begun there.
+            return Decision(spec=replace(new, attempt=number), record=replace(pending, status=None), keep=False)
+        why = other or (f"{gone}: {why}" if record.state.ended else f"{gone}, where it was last seen {record.state}")
+        other = other or gone
+    same = replace(same, instance=new.instance, market=new.market)
     if not other and (record.state in _GOES_ON or (record.state is UnitState.DONE and not _is_corrupt(home))):
         return Decision(spec=same, record=pending, keep=False)
     if record.status is None:
         # It never was on the host.
         return Decision(spec=replace(new, attempt=number), record=pending, keep=False)
-    reason = Reason.LOCK_CHANGED if other else record.reason
+    reason = Reason.LOCK_CHANGED if other and other != gone else record.reason
     ended = Attempt(state=record.state, reason=reason, cause=why, ended_at=time.time())
     pending = replace(pending, attempts=(*record.attempts, ended), status=None)
     return Decision(spec=replace(new, attempt=number + 1), record=pending, keep=False, again=why)
+
+
+def _gone(old: RunSpec, new: RunSpec) -> str:
+    """That the instance on which a unit was to run is another now: nobody is there to be asked what became of it."""
+    return f"instance {old.instance} is gone" if old.instance and new.instance not in {"", old.instance} else ""
 
 
 def _is_corrupt(home: Collected | None) -> bool:

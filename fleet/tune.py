@@ -14,7 +14,7 @@ from fleet import handoff, launch, planning
 from fleet.campaign import BenchmarkEntry, Campaign
 from fleet.handoff import TunedFile, UnitRecord
 from fleet.harness.contract import Scenario, UnitState
-from fleet.inventory import files, reach
+from fleet.inventory import files, reach, static
 from fleet.inventory.hosts import Host
 from fleet.session import Session
 from fleet.subset import EVERYTHING, Subset
@@ -37,8 +37,11 @@ def tune(
     Each is written to tune/<host>.json.
     """
     watch.stage("tune", "short probes: what LoadGen must be told about each host")
-    hosts = [host for host in files.hosts(session) if not subset.left_out(host.name)]
-    found = {host.name: TunedFile(host=host.name, values={}) for host in hosts}
+    hosts = [host for host in files.hosts(session) if not (subset.left_out(host.name) or host.missing)]
+    found = {
+        host.name: TunedFile(host=host.name, values={}, instance_type=host.instance.type if host.instance else "")
+        for host in hosts
+    }
     wanted = [
         (host, benchmark, scenario)
         for host in hosts
@@ -61,7 +64,7 @@ def tune(
 
 
 def _is_given(campaign: Campaign, host: Host, benchmark: BenchmarkEntry, scenario: Scenario) -> bool:
-    settings = campaigns.user_conf(campaign.hosts[host.entry], benchmark, scenario)
+    settings = campaigns.user_conf(static.entry(host, campaign), benchmark, scenario)
     return (
         "target_latency" if scenario in {Scenario.SINGLE_STREAM, Scenario.MULTI_STREAM} else "target_qps"
     ) in settings

@@ -53,6 +53,8 @@ def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json
         output.print_json(results)
     else:
         output.print_table(results.headline, *tables.results(results))
+        for line in tables.cost(results):
+            output.say(line)
         for line in tables.warnings(handoff.readiness(outing.session)):
             output.say(line)
     codes = [tables.results_code(results)]

@@ -14,6 +14,7 @@ VERBS = {
     "init": "Write a commented fleet.yml to start from.",
     "bench": "Do the whole job: all the stages below, in order.",
     "attach": "Go on with a session whose controller is gone.",
+    "up": "Launch the campaign's EC2 instances, under a lease; --dry-run says what they can cost.",
     "inventory": "Stage 1: reach every host; write a plain Ansible inventory.",
     "check": "See whether each host could run the campaign; changes nothing.",
     "provision": "Stage 2: make hosts ready; a second time changes nothing.",
@@ -25,6 +26,9 @@ VERBS = {
     "results": "Stage 5: read LoadGen's logs into one table.",
     "submission": "Stage 6: build the submission; `submission check` says what would fail.",
     "report": "Stage 7: write the report, one HTML file.",
+    "extend": "Let the session's EC2 instances live longer.",
+    "down": "End the session's EC2 instances, and wait until they are gone.",
+    "reap": "Find what outlived its lease in your AWS account, in all regions; --yes ends it.",
     "sessions": "List sessions, the newest first.",
     "schema": "Print the JSON Schema of fleet.yml, for your editor.",
 }

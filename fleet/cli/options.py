@@ -164,7 +164,8 @@ def outing(
     if limit or exclude:
         subset.check(host.name for host in _hosts(session, campaign, file))
     stop = threading.Event()
-    with session.locked(_typed()), output.watching(quiet=quiet) as watch:
+    say_strays(session)
+    with session.locked(typed()), output.watching(quiet=quiet) as watch:
         try:
             yield Outing(
                 session=session,
@@ -189,10 +190,22 @@ def outing(
 def _hosts(session: Session, campaign: Campaign, file: Path) -> Sequence[Host]:
     if (session.inventory / "hosts.json").is_file():
         return files.hosts(session)
-    return static.hosts(campaign, base=file.resolve().parent, source=os.fspath(file))
+    from fleet.cloud import tagged
+
+    place, source = file.resolve().parent, os.fspath(file)
+    instances = tagged.every(session, campaign, base=place, source=source)
+    return [*static.hosts(campaign, base=place, source=source), *instances]
 
 
-def _typed() -> str:
+def say_strays(session: Session | None) -> None:
+    """Say which other sessions of ours may have instances that nobody works with."""
+    from fleet.cloud import strays
+
+    for line in strays.lines(session):
+        output.say(line)
+
+
+def typed() -> str:
     """The command as it is shown to others."""
     return " ".join(["fleet", *sys.argv[1:]])
 

@@ -21,5 +21,7 @@ def command(session_id: str | None, base: Path, as_json: bool) -> ExitCode:
         output.print_json(found)
     else:
         output.print_table(found.headline, *tables.results(found))
+        for line in tables.cost(found):
+            output.say(line)
         output.say(f"results: {session.results}/results.json, .csv, .parquet")
     return tables.results_code(found)

@@ -91,7 +91,7 @@ def _hosts(session: Session) -> list[_HostRow]:
             _HostRow(
                 host=name,
                 state=str(found.state) if found else "not asked yet",
-                cause=found.cause if found else "",
+                cause=(found.cause if found else "") or (asked[name].leaving if name in asked else ""),
                 last_answer_at=asked[name].last_answer_at if name in asked else None,
             )
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from fleet.cloud.leases import Lease, LeaseState
 from fleet.errors import ExitCode
+from fleet.results import dollars
 from fleet.results.records import earlier, missing_as
 from fleet.terms import HostState, Mode, Scenario, UnitState, outcome
 from fleet.watch import duration
@@ -90,7 +91,7 @@ def results(found: Any) -> tuple[list[str], list[list[str]]]:
     for unit in found.units:
         grouped.setdefault((unit.host, unit.benchmark, unit.scenario), {})[unit.mode] = unit
     of_host = {system.host: system.warnings for system in found.systems}
-    rows, remarks = [], []
+    rows, remarks, costs = [], [], []
     for (host, benchmark, scenario), modes in grouped.items():
         both = list(modes.values())
         labels = dict.fromkeys(label for unit in both for label in unit.labels)
@@ -98,15 +99,35 @@ def results(found: Any) -> tuple[list[str], list[list[str]]]:
         rows.append([host, name, scenario, *_performance(modes.get(Mode.PERFORMANCE)),
                      _accuracy(modes.get(Mode.ACCURACY)), _verdict(modes), _why(both)])  # fmt: skip
         remarks.append("; ".join([*_remarks(both), *of_host.pop(host, ())]))
+        costs.append(_cost(modes))
     planned = {unit.host for unit in found.units}
     for system in found.systems:
         if system.host not in planned:
             rows.append([system.host, *"-----", missing_as(system), system.cause])
             remarks.append("; ".join(system.warnings))
+            costs.append("-")
     columns = ["host", "benchmark", "scenario", "performance", "p99 ms", "accuracy", "verdict", "why"]
+    if found.cost is not None:
+        columns.append("cost")
+        rows = [[*row, cost] for row, cost in zip(rows, costs, strict=True)]
     if any(remarks):
         return [*columns, "remarks"], [[*row, remark] for row, remark in zip(rows, remarks, strict=True)]
     return columns, rows
+
+
+def cost(found: Any) -> list[str]:
+    """What the session cost, for the lines below the table; nothing where no host has a price."""
+    if found.cost is None:
+        return []
+    first, *more = dollars.lines(found.cost)
+    return [f"cost: {first}", *(f"  {line}" for line in more)]
+
+
+def _cost(modes: Mapping[Mode, Any]) -> str:
+    """Of both units, and per million samples by the performance unit."""
+    known = [unit.usd for unit in modes.values() if unit.usd is not None]
+    each = dollars.per_million(modes.get(Mode.PERFORMANCE))
+    return "; ".join(text for text in (dollars.dollars(sum(known) if known else None), each) if text != "-") or "-"
 
 
 def _performance(unit: Any) -> tuple[str, str]:

@@ -3,11 +3,12 @@
 Credentials, profile and endpoints are boto3's own business: environment, ~/.aws, instance role, AWS_ENDPOINT_URL.
 """
 
+import difflib
 import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import boto3
 import botocore.config
@@ -18,10 +19,18 @@ from fleet.errors import CloudError
 _CONFIG = botocore.config.Config(
     connect_timeout=10,
     read_timeout=60,
-    # Throttling (RequestLimitExceeded too), 5xx and broken connections are botocore's to repeat. It repeats RunInstances
-    # with the same client token, which makes no second instance.
+    # Throttling (RequestLimitExceeded too), 5xx and broken connections are botocore's to repeat.
     retries={"mode": "adaptive", "total_max_attempts": 8},
     user_agent_extra="mlperf-fleet",
+)
+_S3 = _CONFIG.merge(
+    botocore.config.Config(
+        # Presigned for the bucket's own region: of its global name S3 sends on, which nobody follows with a PUT.
+        signature_version="s3v4",
+        s3={"addressing_style": "virtual", "us_east_1_regional_endpoint": "regional"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
 )
 _LOGIN = "aws configure, or set AWS_PROFILE"
 _HINTS = {
@@ -39,6 +48,9 @@ _HINTS = {
 }
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
 """Codes of credentials that were good and are not any more."""
+TOO_MUCH = "TooMuch"
+PIECE = 1 << 17
+"""Bytes of a download that are in memory at once."""
 NO_CREDENTIALS = "NoCredentials"
 NO_ANSWER = "NoAnswer"
 """Our own codes, where AWS was not asked or did not answer: nobody knows whether the call was carried out."""
@@ -51,7 +63,8 @@ class Client:
         self.service, self.region = service, region
         # Not thread-safe while a client is made; the clients themselves are.
         with _said(f"{service} in {region}"), _MAKING:
-            self._client = _session().client(service, region_name=region, config=_CONFIG)
+            config = _S3 if service == "s3" else _CONFIG
+            self._client = _session().client(service, region_name=region, config=config)
 
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """One call, such as `run_instances`; its answer without metadata.
@@ -63,6 +76,22 @@ class Client:
         answer.pop("ResponseMetadata", None)
         return answer
 
+    def once(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """The same, tried once: for what has rules of its own for errors that botocore repeats, such as want of capacity.
+
+        Raises CloudError.
+        """
+        with _said(f"{operation} in {self.region}"):
+            answer: dict[str, Any] = getattr(self._impatient, operation)(**arguments)
+        answer.pop("ResponseMetadata", None)
+        return answer
+
+    @functools.cached_property
+    def _impatient(self) -> Any:
+        config = _CONFIG.merge(botocore.config.Config(retries={"mode": "standard", "total_max_attempts": 1}))
+        with _MAKING:
+            return _session().client(self.service, region_name=self.region, config=config)
+
     def every(self, operation: str, key: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Every item under `key` of a paginated call, page after page.
 
@@ -71,6 +100,25 @@ class Client:
         with _said(f"{operation} in {self.region}"):
             for page in self._client.get_paginator(operation).paginate(**arguments):
                 yield from page.get(key, ())
+
+    def download(self, sink: BinaryIO, *, limit: int, **arguments: Any) -> None:
+        """Write what `get_object` answers into `sink`, as it comes: `limit` bytes at the most.
+
+        Raises CloudError; what came until then is in `sink`.
+        """
+        doing = f"get_object in {self.region}"
+        with _said(doing):
+            pieces = self._client.get_object(**arguments)["Body"].iter_chunks(PIECE)
+        left = limit
+        while True:
+            with _said(doing):
+                piece: bytes = next(pieces, b"")
+            left -= len(piece)
+            if left < 0:
+                raise CloudError(f"{doing}: it sends more than it should", code=TOO_MUCH)
+            if not piece:
+                return
+            sink.write(piece)
 
     def presigned(self, operation: str, *, seconds: int, **arguments: Any) -> str:
         """An address that does one call for whoever has it, for some time: a secret.
@@ -102,10 +150,37 @@ def client(service: str, region: str) -> Client:
             # Of a partition's services some are in one region only; EC2 is in all, so its list is that of regions.
             known = session.get_available_regions("ec2")
             if region not in known and known and service == "ec2":
-                raise CloudError(f"there is no region {region}", hint=f"known: {', '.join(known)}", code="NoRegion")
+                close = difflib.get_close_matches(region, known, n=1)
+                near = f", did you mean {close[0]}?" if close else ""
+                text = f"there is no region {region}{near}"
+                raise CloudError(text, hint=f"known: {', '.join(known)}", code="NoRegion")
             if session.get_credentials() is None:
                 raise CloudError("no AWS credentials", hint=_LOGIN, code=NO_CREDENTIALS)
         return Client(service, region)
+
+
+def home_region() -> str:
+    """The region of environment or ~/.aws; where none is named, the oldest one."""
+    return default_region() or "us-east-1"
+
+
+def identity() -> str:
+    """Who we are to AWS, in a word that may be a tag: the last part of the ARN.
+
+    Raises CloudError.
+    """
+    arn = str(client("sts", home_region()).call("get_caller_identity")["Arn"])
+    # Names of IAM users may have commas; tags of EC2 may not.
+    return arn.rsplit(":", 1)[-1].rsplit("/", 1)[-1].replace(",", "_")
+
+
+def default_region() -> str:
+    """The region of the user's own environment or ~/.aws; empty when neither says one.
+
+    Raises CloudError when the profile that is asked for is not there.
+    """
+    with _said("your AWS configuration"), _MAKING:
+        return str(_session().region_name or "")
 
 
 @contextmanager

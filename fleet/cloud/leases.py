@@ -6,8 +6,12 @@ word: its id is the client token. Files: sessions/<id>/cloud/leases/<lease id>.j
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
+
+import filelock
 
 from fleet.session import Session
 
@@ -40,12 +44,15 @@ class Leased:
     zone: str = ""
     private_address: str = ""
     public_address: str = ""
+    """Of one that is reached by it; empty where fleet runs in the instance's network."""
     launched_at: float = 0.0
     """Unix seconds, by EC2's clock."""
     ended_at: float | None = None
-    """Unix seconds by the controller's clock: when it was seen to be terminated."""
+    """Unix seconds: when it ended, by EC2's clock where it says so, else when it was seen to be terminated."""
     cause: str = ""
     """Why it ended before it was taken down: `spot interruption`, `lease expired`."""
+    expires_at: float = 0.0
+    """Its own end where its timer was moved and another one of its lease was not; 0 is the lease's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,8 @@ class Lease:
     volume_gib: int
     key_name: str
     security_group: str
+    public: bool = False
+    """Whether it asks for public addresses, by which its instances are reached."""
     owner: str
     usd_per_hour: float
     """Of one instance, as known at launch."""
@@ -79,7 +88,9 @@ class Lease:
     first_expires_at: float
     """What user data was made with: the call cannot be repeated with another."""
     expires_at: float
-    """Unix seconds; `fleet extend` moves it."""
+    """Unix seconds; `fleet extend` moves it. No instance's timer is earlier, so that it is there until then."""
+    may_expire_at: float = 0.0
+    """The latest end that any timer may have, where that is later: an extension is under way, or was not answered."""
     state: LeaseState = LeaseState.INTENDED
     code: str = ""
     """AWS's word for a refusal."""
@@ -107,6 +118,20 @@ def write(session: Session, lease: Lease) -> None:
             os.close(descriptor)
 
 
+def change(session: Session, lease: str, how: Callable[[Lease], Lease]) -> Lease:
+    """Read one lease, write what `how` makes of it, and return that when it is on disk.
+
+    Beside a controller that holds the session `fleet extend` writes leases too: whoever changes one does it here.
+    Raises SessionError when it cannot be read.
+    """
+    with filelock.FileLock(session.cloud / "leases.lock"):
+        before = session.read(session.cloud / "leases" / f"{lease}.json", Lease)
+        after = how(before)
+        if after != before:
+            write(session, after)
+    return after
+
+
 def read(session: Session) -> tuple[Lease, ...]:
     """Every lease of the session, the oldest first.
 
@@ -124,3 +149,26 @@ def live(leases: tuple[Lease, ...]) -> dict[str, tuple[Lease, Leased]]:
         for leased in lease.instances
         if leased.host and leased.ended_at is None and lease.state is LeaseState.LAUNCHED
     }
+
+
+def end_of(lease: Lease, leased: Leased) -> float:
+    """When the timer of an instance ends it, as far as is known for sure: Unix seconds."""
+    return leased.expires_at or lease.expires_at
+
+
+def latest_end(lease: Lease) -> float:
+    """Until when instances of a lease may run at most: Unix seconds."""
+    return max([lease.expires_at, lease.may_expire_at, *(leased.expires_at for leased in lease.instances)])
+
+
+def expiry_text(at: float) -> str:
+    """The value of the expiry tag: `2026-11-25T12:00:00Z`."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def expiry(text: str) -> float | None:
+    """Unix seconds of an expiry tag; None when it says no time."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None

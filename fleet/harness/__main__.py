@@ -10,6 +10,7 @@ guard PID                                (internal) end what supervisor PID leav
 run FOLDER                               (internal) one unit, in this process
 pack WORK SESSION UNIT                   size and sha256 of an ended unit's archive
 send WORK SESSION UNIT OFFSET            the archive itself on stdout, without its first OFFSET bytes
+push WORK SESSION UNIT < told.json       the archive into a bucket; the address there is a secret, hence stdin
 home WORK SESSION UNIT…                  units that the controller has: they may be deleted some day
 cancel WORK SESSION [UNIT…]              end units, or all of a session; their states
 """
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run": ("folder",),
         "pack": ("work", "session", "unit"),
         "send": ("work", "session", "unit", "offset"),
+        "push": ("work", "session", "unit"),
         "home": ("work", "session", "units"),
         "cancel": ("work", "session", "units"),
     }.items():
@@ -136,6 +138,14 @@ def _send(given: argparse.Namespace) -> int:
     return 0
 
 
+def _push(given: argparse.Namespace) -> int:
+    from fleet.harness import push
+
+    os.nice(19)
+    told = json.load(sys.stdin)
+    return _say_done(lambda: push.push(_work(given), given.session, given.unit, told))
+
+
 def _home(given: argparse.Namespace) -> int:
     from fleet.harness import unit_queue
 
@@ -166,6 +176,7 @@ _VERBS = {
     "run": _run,
     "pack": _pack,
     "send": _send,
+    "push": _push,
     "home": _home,
     "cancel": _cancel,
 }

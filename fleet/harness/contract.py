@@ -15,6 +15,8 @@ from typing import Any
 SCHEMA = 1
 RANDOM_WEIGHTS = "random weights"
 """The label of a run without a checkpoint; never submitted."""
+INSTANCE_TYPE = "instance_type"
+"""What RunSpec.lock calls the EC2 instance type: the controller holds it, since only EC2 knows it for sure."""
 SIMULATED = "simulated"
 """The label of the null backend, which computes nothing; never submitted."""
 
@@ -35,6 +37,17 @@ class Mode(StrEnum):
     ACCURACY = "accuracy"
 
 
+class Market(StrEnum):
+    """How an instance was bought. A spot instance may be taken back, two minutes after it is told so."""
+
+    NONE = ""
+    """No EC2 instance."""
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+    UNKNOWN = "unknown"
+    """An EC2 instance that fleet did not launch: it is asked itself."""
+
+
 class UnitState(StrEnum):
     """Where a unit stands. The first three are on the way, the rest are ends."""
 
@@ -49,7 +62,7 @@ class UnitState(StrEnum):
     TIMEOUT = "timeout"
     """Ran past its deadline and was stopped."""
     INTERRUPTED = "interrupted"
-    """Cancelled, or its host was rebooted under it."""
+    """Cancelled, or its host was rebooted under it or taken back by EC2."""
     UNREACHABLE = "unreachable"
     """The controller lost the host; the unit may still run there."""
     NOT_READY = "not-ready"
@@ -70,7 +83,7 @@ class Reason(StrEnum):
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"
-    """Its host was rebooted, or something killed it."""
+    """Its host was rebooted, something killed it, or EC2 takes its spot instance back."""
     CANCELLED = "cancelled"
     OUT_OF_MEMORY = "out-of-memory"
     INVALID_RESULT = "invalid-result"
@@ -136,11 +149,14 @@ class RunSpec:
     """Find out what LoadGen must be told, write tuning.json, and run no test."""
     lock: dict[str, str] = dataclasses.field(default_factory=dict)
     """What must not change under a number, beside the campaign's part above: `fleet` (digest of the harness),
-    `environment` (digest of the pinned packages), `python`, `wheel:<name>`, `driver`, `cuda`, `weights`."""
+    `environment` (digest of the pinned packages), `python`, `wheel:<name>`, `driver`, `cuda`, `weights`, `instance_type`."""
     attempt: int = 1
     """Counts the times the unit was started; a further one starts over in a fresh folder."""
     conditions: dict[str, str] = dataclasses.field(default_factory=dict)
     """`battery`, `sleep`, `thermal` to `warn`, `stop` or `ignore`; `warn` where nothing is said."""
+    instance: str = ""
+    """The EC2 instance that it is started on; empty elsewhere."""
+    market: Market = Market.NONE
     schema: int = SCHEMA
 
 
@@ -178,6 +194,8 @@ class SupervisorBeat:
     heartbeat_at: float
     beat_uptime: float | None = None
     """As in UnitStatus."""
+    leaving: str = ""
+    """Why this host is about to go away, as it was told; then nothing more is to be started on it."""
     schema: int = SCHEMA
 
 
@@ -329,6 +347,7 @@ def read_spec(path: Path) -> RunSpec:
     try:
         data["scenario"] = Scenario(data["scenario"])
         data["mode"] = Mode(data["mode"])
+        data["market"] = Market(data.get("market", ""))
         data["labels"] = tuple(data["labels"])
         return RunSpec(**data)
     except (TypeError, KeyError) as error:

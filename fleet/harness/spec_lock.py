@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from fleet.harness import accelerators, processes
-from fleet.harness.contract import Reason
+from fleet.harness.contract import INSTANCE_TYPE, Reason
 from fleet.harness.interfaces import Benchmark
 from fleet.harness.probes import ProbeError
 from fleet.harness.reasons import UnitError
@@ -18,12 +18,12 @@ WEIGHTS = "weights"
 
 
 def verify(lock: dict[str, str]) -> None:
-    """Hold everything of the lock but the weights against this environment and machine.
+    """Hold everything of the lock but weights and instance type against this environment and machine.
 
     Raises UnitError, LOCK_CHANGED, that names the first difference.
     """
     for name, wanted in sorted(lock.items()):
-        if name != WEIGHTS and (found := here(name)) != wanted:
+        if name not in {WEIGHTS, INSTANCE_TYPE} and (found := here(name)) != wanted:
             raise _changed(name, wanted, found)
 
 

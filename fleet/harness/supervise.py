@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from fleet.harness import accelerator_locks, power, processes, reasons, space, sweep, unit_queue
+from fleet.harness import accelerator_locks, power, processes, reasons, space, spot, sweep, unit_queue
 from fleet.harness.contract import Reason, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
 from fleet.harness.unit_queue import locked, read_order, read_status
 
@@ -61,6 +61,7 @@ class Supervisor:
         self._beaten = 0.0
         self._waiting = _Waiting()
         self._guard: subprocess.Popen[bytes] | None = None
+        self._spot = spot.Watcher()
 
     def work_off(self) -> int:
         """Wait for the host, then run what is queued."""
@@ -106,10 +107,21 @@ class Supervisor:
             return
         self._beaten = time.monotonic()
         with suppress(OSError):
-            beat = SupervisorBeat(
-                pid=os.getpid(), boot_id=processes.boot_id(), heartbeat_at=time.time(), beat_uptime=processes.uptime()
-            )
-            write_json(self._session / "supervisor.json", beat)
+            write_json(self._session / "supervisor.json", self._pulse())
+
+    def _pulse(self) -> SupervisorBeat:
+        return SupervisorBeat(
+            pid=os.getpid(), boot_id=processes.boot_id(), heartbeat_at=time.time(), beat_uptime=processes.uptime(),
+            leaving=self._spot.notice,
+        )  # fmt: skip
+
+    def _leaving(self) -> End | None:
+        """How units end when this host is about to go away, which is said before any of them ends; else None."""
+        if not (notice := self._spot.notice):
+            return None
+        with suppress(OSError):
+            space.write(self._session / "supervisor.json", self._pulse(), self._session)
+        return End(UnitState.INTERRUPTED, notice, Reason.INTERRUPTED)
 
     def _wait_for(self, lock: int) -> bool:
         """Take the host's lock; False when told to stop before it was free."""
@@ -130,6 +142,8 @@ class Supervisor:
         with locked(self._session / "queue.lock"):
             if (self._session / "cancel").exists():
                 self._interrupt_queued(End(UnitState.INTERRUPTED, "cancelled", Reason.CANCELLED))
+            if how := self._leaving():
+                self._interrupt_queued(how)
             for name in read_order(self._session):
                 status = read_status(self._session / name)
                 if status is not None and status.state is UnitState.QUEUED:
@@ -140,6 +154,7 @@ class Supervisor:
         """Locks on what the unit computes on; None while somebody else has one, until its deadline ends the unit."""
         try:
             spec = read_spec(folder / "run_spec.json")
+            self._spot.want(spec.market)
             held = accelerator_locks.take(accelerator_locks.names(spec))
         except (OSError, ValueError) as error:
             self._fail(folder, error)
@@ -256,6 +271,8 @@ class Supervisor:
                 return End(UnitState.TIMEOUT, cause, Reason.TIMEOUT)
             if (self._session / "cancel").exists() or (folder / "cancel").exists():
                 return End(UnitState.INTERRUPTED, "cancelled", Reason.CANCELLED)
+            if how := self._leaving():
+                return how
             if cause := conditions.stops:
                 return End(UnitState.INTERRUPTED, cause, Reason.POWER)
             if self._stopping:

@@ -1,5 +1,7 @@
 """inventory/hosts.yml: plain Ansible, usable without fleet. reachability.json: what the probe said."""
 
+import re
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,8 @@ from typing import Any
 import yaml
 
 from fleet.campaign import Campaign
-from fleet.inventory import reach, static
-from fleet.inventory.hosts import GROUPS, Host, Reachability
+from fleet.inventory import reach, ssh_config, static
+from fleet.inventory.hosts import GROUPS, Host, Instance, Reachability
 from fleet.session import Session
 from fleet.terms import HostState
 
@@ -16,18 +18,33 @@ HEADER = "# Made by `fleet inventory` from fleet.yml; edit that. Plain Ansible: 
 
 
 def to_ansible(hosts: Sequence[Host], reachable: Sequence[Reachability], campaign: Campaign) -> dict[str, Any]:
-    """The inventory as Ansible's YAML plugin reads it: group `sut` with a child group per kind."""
+    """The inventory as Ansible's YAML plugin reads it: group `sut` with a child group per kind.
+
+    Beside it, for instances: a group per type, zone and GPU, such as `type_g5_xlarge`, `zone_us_east_1a`, `gpu_a10g`.
+    """
     found = {item.host: item for item in reachable}
     groups: dict[str, Any] = {}
     for host in hosts:
         group = groups.setdefault(GROUPS[host.kind], {"hosts": {}})
         group["hosts"][host.name] = _variables(host, found.get(host.name), campaign)
+    of_instances: dict[str, Any] = {}
+    for host in hosts:
+        for name in instance_groups(host):
+            of_instances.setdefault(name, {"hosts": {}})["hosts"][host.name] = {}
     return {
         "all": {
             "vars": dict(campaign.role_variables),
-            "children": {"sut": {"children": groups}},
+            "children": {"sut": {"children": groups}, **dict(sorted(of_instances.items()))},
         }
     }
+
+
+def instance_groups(host: Host) -> list[str]:
+    """The groups of an instance that is there, by its type, zone and GPU; the same as those of aws_ec2.yml."""
+    if host.instance is None or host.missing:
+        return []
+    given = {"type": host.instance.type, "zone": host.instance.zone, "gpu": host.instance.gpu}
+    return [re.sub("[^A-Za-z0-9_]", "_", f"{prefix}_{value}") for prefix, value in given.items() if value]
 
 
 def _variables(host: Host, found: Reachability | None, campaign: Campaign) -> dict[str, Any]:
@@ -37,9 +54,24 @@ def _variables(host: Host, found: Reachability | None, campaign: Campaign) -> di
         values["ansible_user"] = host.user
         values["ansible_port"] = host.port
         values["ansible_ssh_private_key_file"] = host.identity_file
+        values["ansible_ssh_common_args"] = shlex.join(ssh_config.trust(host))
+    if host.instance is not None:
+        values |= _of_instance(host.instance)
     values["ansible_python_interpreter"] = (found.python if found else "") or host.python
     values["fleet_work_dir"] = work_dir(found, campaign)
     return {key: value for key, value in values.items() if value}
+
+
+def _of_instance(instance: Instance) -> dict[str, str]:
+    return {
+        "ec2_instance_id": instance.id,
+        "ec2_instance_type": instance.type,
+        "ec2_region": instance.region,
+        "ec2_zone": instance.zone,
+        "ec2_market": instance.market,
+        "ec2_gpu": instance.gpu,
+        "ec2_missing": instance.cause,
+    }
 
 
 def work_dir(found: Reachability | None, campaign: Campaign) -> str:
@@ -78,18 +110,20 @@ def make(
     base: Path,
     source: str,
     left_out: Callable[[str], str] = lambda _: "",
+    instances: Sequence[Host] = (),
 ) -> tuple[Reachability, ...]:
     """The inventory stage: expand the campaign's hosts, probe each, write the files; one outcome per host.
 
-    Hosts for which `left_out` has a cause are not probed: what an earlier probe said of them stays in the files.
+    `instances` are the hosts that EC2 knows, with those that are not there. Hosts for which `left_out` has a cause, and
+    those that are finished, are not probed: what an earlier probe said of them stays in the files.
     """
-    listed = static.hosts(campaign, base=base, source=source)
+    listed = (*static.hosts(campaign, base=base, source=source), *instances)
     known = (session.inventory / "reachability.json").is_file()
     earlier = {item.host: item for item in reachability(session)} if known else {}
     out = {
         host.name: Reachability(host=host.name, kind=host.kind, state=HostState.LEFT_OUT, cause=cause)
         for host in listed
-        if (cause := left_out(host.name))
+        if (cause := left_out(host.name) or host.finished)
     }
     found = {item.host: item for item in reach.probe_all(host for host in listed if host.name not in out)} | out
     write(session, listed, [{**found, **_kept(earlier, out)}[host.name] for host in listed], campaign)

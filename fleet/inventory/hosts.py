@@ -22,11 +22,26 @@ class Host:
     identity_file: str | None = None
     python: str | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    entry: int = 0
-    """Index of the campaign's entry that it came from; of `cloud.instances` for instances that fleet launches."""
+    entry: int | None = 0
+    """Index of the campaign's entry that it came from; of `cloud.instances` where `launched`; None where no entry names it."""
     usd_per_hour: float | None = None
     instance: "Instance | None" = None
     """What EC2 says of it, for hosts that fleet launched or found there."""
+
+    @property
+    def launched(self) -> bool:
+        """Whether fleet launches it, rather than somebody else, or nobody because it is no instance."""
+        return self.instance is not None and (not self.instance.id or bool(self.instance.lease))
+
+    @property
+    def missing(self) -> str:
+        """Why there is nothing to connect to; empty for every host but an instance that is not there."""
+        return self.instance.cause if self.instance is not None else ""
+
+    @property
+    def finished(self) -> str:
+        """Why nothing is left to do on it: its instance is gone and all its units are home; else empty."""
+        return self.missing if self.instance is not None and self.instance.home else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +67,9 @@ class Instance:
     patience_s: float = 0.0
     """So long an instance that was just launched may take to answer ssh."""
     cause: str = ""
-    """Why there is no instance; empty when there is one."""
+    """Why there is no instance; empty when there is one. Then the fields above say what the last one was."""
+    home: bool = False
+    """There is no instance any more and all units of the host are home: none is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

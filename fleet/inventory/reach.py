@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import paramiko
+import tenacity
 
 from fleet import threads
 from fleet.errors import FleetError
@@ -36,6 +37,10 @@ UNACKNOWLEDGED_S = 20.0
 """What a host has not acknowledged for so long ends the connection: keepalives only send, and notice nothing."""
 ANSIBLE_NEEDS_KIB = 16 * 1024
 """Below this Ansible itself fails on a host, with words that do not say why."""
+AGAIN_S = 2.0
+"""Between two attempts to reach an instance that was just launched."""
+REFUSES_S = 45.0
+"""So long an instance that boots may answer and refuse the login: sshd is up before the user, and before boot ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +55,13 @@ class Answer:
 class Unreachable(Exception):  # noqa: N818 - a state of a host, not a mistake
     """A host that cannot be reached, with the state, cause and next command."""
 
-    def __init__(self, state: HostState, cause: str, hint: str = "") -> None:
+    def __init__(self, state: HostState, cause: str, hint: str = "", *, silent: bool = False) -> None:
         super().__init__(cause)
         self.state = state
         self.cause = cause
         self.hint = hint
+        self.silent = silent
+        """No ssh server has said anything: on a machine that boots, one will."""
 
 
 class Connection(Protocol):
@@ -112,11 +119,23 @@ class _RefuseUnknown(paramiko.MissingHostKeyPolicy):
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
         del client, hostname
+        if self._host.instance is not None and self._host.instance.known_hosts:
+            raise _impostor(self._host, key)
         raise Unreachable(
             HostState.UNKNOWN_KEY,
             f"its {key.get_name()} host key {fingerprint(key)} is not in your known_hosts",
             "compare the fingerprint, then: " + _ssh_command(self._host, "-o", "StrictHostKeyChecking=accept-new"),
         )
+
+
+def _impostor(host: Host, key: paramiko.PKey) -> Unreachable:
+    """A host key that is not the one which the instance was launched with; nothing was said to whoever has it."""
+    number = host.instance.id if host.instance is not None else ""
+    return Unreachable(
+        HostState.CHANGED_KEY,
+        f"its {key.get_name()} host key {fingerprint(key)} is not the one that {number} was launched with",
+        f"see whether {host.address} is still the address of {number}: fleet down ends it",
+    )
 
 
 class SshConnection:
@@ -218,6 +237,10 @@ def connect(host: Host) -> Connection:
 
     Raises Unreachable with the state, cause and next command.
     """
+    if host.missing:
+        had = host.instance is not None and host.instance.id
+        state = HostState.UNREACHABLE if had else HostState.NOT_READY
+        raise Unreachable(state, host.missing, "fleet up" if host.launched else "fleet inventory")
     return LocalConnection() if host.connection == "local" else SshConnection(host)
 
 
@@ -240,6 +263,7 @@ def _connect(host: Host) -> paramiko.SSHClient:
             username=target.user,
             key_filename=keys,  # type: ignore[arg-type]  # its documentation allows a list
             look_for_keys=False,
+            allow_agent=not target.identities_only,
             timeout=target.connect_timeout,
             banner_timeout=target.connect_timeout,
             auth_timeout=target.connect_timeout,
@@ -270,6 +294,8 @@ def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreach
     lost = HostState.UNREACHABLE
     by_hand = _ssh_command(host)
     if isinstance(error, paramiko.BadHostKeyException):
+        if host.instance is not None and host.instance.known_hosts:
+            return _impostor(host, error.key)
         name = target.host_key_alias or target.hostname
         entry = name if target.host_key_alias or target.port == paramiko.config.SSH_PORT else f"[{name}]:{target.port}"
         held = next((known for known in target.known_hosts if Path(known).is_file()), "~/.ssh/known_hosts")
@@ -282,12 +308,14 @@ def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreach
         return Unreachable(lost, "the private key has a passphrase and no agent holds it", "ssh-add, then again")
     if isinstance(error, paramiko.AuthenticationException):
         tried = ", ".join(name for name in target.identity_files if Path(name).is_file()) or "no key file"
-        return Unreachable(lost, f"login as {target.user} refused by {where} (tried {tried} and the agent)", by_hand)
+        tried += "" if target.identities_only else " and the agent"
+        return Unreachable(lost, f"login as {target.user} refused by {where} (tried {tried})", by_hand)
     if isinstance(error, socket.gaierror):
         return Unreachable(lost, f"the name {target.hostname} does not resolve", by_hand)
+    said = f"{where}: {_words(error)}"
     if isinstance(error, TimeoutError):
-        return Unreachable(lost, f"no answer from {where} in {target.connect_timeout:.0f} s", by_hand)
-    return Unreachable(lost, f"{where}: {_words(error)}", by_hand)
+        said = f"no answer from {where} in {target.connect_timeout:.0f} s"
+    return Unreachable(lost, said, by_hand, silent=not isinstance(error, paramiko.ssh_exception.IncompatiblePeer))
 
 
 def _words(error: Exception) -> str:
@@ -296,7 +324,7 @@ def _words(error: Exception) -> str:
 
 
 def _ssh_command(host: Host, *options: str) -> str:
-    command = ["ssh", *ssh_config.ssh_arguments(), *options]
+    command = ["ssh", *ssh_config.ssh_arguments(), *ssh_config.trust(host), *options]
     command += ["-p", str(host.port)] if host.port else []
     command += ["-i", host.identity_file] if host.identity_file else []
     return shlex.join([*command, f"{host.user}@{host.address}" if host.user else host.address, "true"])
@@ -316,6 +344,28 @@ done
 """
 
 
+def _patiently(host: Host) -> Connection:
+    """Open a connection to a host, again and again while an instance boots that was just launched.
+
+    Raises Unreachable as `connect` does: at once for a host key that is not the right one.
+    """
+    patience = host.instance.patience_s if host.instance is not None else 0.0
+    answers = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Unreachable) and error.silent),
+        stop=tenacity.stop_after_delay(patience),
+        wait=tenacity.wait_fixed(AGAIN_S),
+        reraise=True,
+    )
+    lets_in = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error.__cause__, paramiko.AuthenticationException)),
+        stop=tenacity.stop_after_delay(min(patience, REFUSES_S)),
+        wait=tenacity.wait_fixed(AGAIN_S),
+        reraise=True,
+    )
+    connection: Connection = lets_in(answers, connect, host)
+    return connection
+
+
 def probe(host: Host) -> Reachability:
     """Reach one host, log in, and find its Python; every failure is an answer, none an exception."""
     started = time.monotonic()
@@ -323,7 +373,7 @@ def probe(host: Host) -> Reachability:
     versions = [f"python3.{minor}" for minor in range(11, 16)]
     candidates = shlex.join([host.python] if host.python else ["python3", *versions])
     try:
-        connection = connect(host)
+        connection = _patiently(host)
         try:
             answer = connection.run(_PROBE.format(candidates=candidates, minimum=PYTHON_MINIMUM), timeout=PROBE_TIMEOUT)
         finally:

@@ -32,6 +32,8 @@ class Target:
     proxy_command: str
     """Empty for a direct connection; ProxyJump arrives here as `ssh -W`."""
     connect_timeout: float
+    identities_only: bool = False
+    """Whether keys of an agent are left out."""
 
 
 def config_file() -> Path:
@@ -53,12 +55,39 @@ def ssh_arguments() -> list[str]:
     return ["-F", os.environ["FLEET_SSH_CONFIG"]] if os.environ.get("FLEET_SSH_CONFIG") else []
 
 
+def trust(host: Host) -> list[str]:
+    """Options that make ssh accept the host key that was made for an instance and no other; none for other hosts."""
+    given = host.instance
+    return trust_in(given.known_hosts, given.key_alias) if given is not None and given.known_hosts else []
+
+
+def trust_in(known_hosts: str, alias: str) -> list[str]:
+    """Options that make ssh accept the host key that `known_hosts`, a path, has for `alias`, and no other."""
+    options = {
+        "UserKnownHostsFile": _word(known_hosts),
+        "GlobalKnownHostsFile": "/dev/null",
+        "HostKeyAlias": alias,
+        "StrictHostKeyChecking": "yes",
+        # Neither asked of DNS, nor learnt from the host: the key is known.
+        "VerifyHostKeyDNS": "no",
+        "UpdateHostKeys": "no",
+        "IdentitiesOnly": "yes",
+    }
+    return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+
+
+def _word(path: str) -> str:
+    """A path as one word of ssh's configuration, in which % begins a token."""
+    escaped = path.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def resolve(host: Host) -> Target:
     """Ask `ssh -G` how it would connect to `host`.
 
     Raises FleetError when there is no ssh client or it refuses the configuration.
     """
-    command = ["ssh", *ssh_arguments(), "-G"]
+    command = ["ssh", *ssh_arguments(), *trust(host), "-G"]
     command += ["-l", host.user] if host.user else []
     command += ["-p", str(host.port)] if host.port else []
     try:
@@ -96,17 +125,23 @@ def parse(text: str, host: Host) -> Target:
             ["ssh", *ssh_arguments(), "-o", "BatchMode=yes", *through, "-W", f"[{hostname}]:{port}", last]
         )
     timeout = first("connecttimeout")
-    known = [*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]
+    named = [*values.get("userknownhostsfile", []), *values.get("globalknownhostsfile", [])]
+    known = [_expanded(name) for line in named for name in line.split()]
+    alias = first("hostkeyalias")
+    if host.instance is not None and host.instance.known_hosts:
+        # As they are: ssh prints the paths of several files in one line, quotes none, and makes an alias lower case.
+        known, alias = [host.instance.known_hosts], host.instance.key_alias
     files = (host.identity_file,) if host.identity_file else tuple(values.get("identityfile", []))
     return Target(
         hostname=hostname,
         port=port,
         user=first("user"),
         identity_files=tuple(_expanded(name) for name in files),
-        known_hosts=tuple(_expanded(name) for line in known for name in line.split()),
-        host_key_alias=first("hostkeyalias"),
+        known_hosts=tuple(known),
+        host_key_alias=alias,
         proxy_command=proxy,
         connect_timeout=float(timeout) if timeout.isdigit() and int(timeout) else 10.0,
+        identities_only=first("identitiesonly") == "yes",
     )
 
 

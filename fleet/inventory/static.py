@@ -11,15 +11,22 @@ from fleet.inventory.hosts import Host
 
 
 def hosts(campaign: Campaign, *, base: Path, source: str) -> tuple[Host, ...]:
-    """Every host of the campaign, in its order. `base` is the folder that relative file names start from.
+    """Every host of the campaign that its files name, in its order: no instances, neither fleet's own nor `ec2_tag`'s.
 
-    Raises CampaignError for a name given twice, a missing file or a pattern that matches nothing.
+    `base` is the folder that relative file names start from. Raises CampaignError for a name given twice, be it to an
+    instance, a missing file or a pattern that matches nothing.
     """
     found: dict[str, Host] = {}
+    instances = {name for name, _ in campaign.cloud.hosts()} if campaign.cloud else set()
     for number, entry in enumerate(campaign.hosts):
         for name in _names(entry, base=base, source=source):
             if not re.fullmatch(HOST_NAME, name) or len(name) > HOST_NAME_LIMIT:
                 raise CampaignError(f"{source}: hosts: {name!r} is no host name", hint=f"edit {source}")
+            if name in instances:
+                raise CampaignError(
+                    f"{source}: hosts: {name} is the name of an instance under cloud.instances too",
+                    hint=f"edit {source}: name either of them otherwise",
+                )
             if name in found:
                 raise CampaignError(f"{source}: hosts: {name} is given twice", hint=f"edit {source}")
             found[name] = _host(name, number, campaign)
@@ -48,17 +55,23 @@ def _names(entry: HostEntry, *, base: Path, source: str) -> Iterator[str]:
         yield from aliases
 
 
+def entry(host: Host, campaign: Campaign) -> HostEntry | None:
+    """The entry of the campaign's `hosts` that `host` comes from; None for instances that none names."""
+    return None if host.launched or host.entry is None else campaign.hosts[host.entry]
+
+
 def _host(name: str, number: int, campaign: Campaign) -> Host:
-    entry = campaign.hosts[number]
+    given = campaign.hosts[number]
     return Host(
         name=name,
-        kind=entry.kind,
-        connection=entry.connection,
-        address=entry.address or name,
-        user=entry.user,
-        port=entry.port,
-        identity_file=entry.identity_file,
-        python=entry.python,
-        notes={**campaign.notes, **entry.notes},
+        kind=given.kind,
+        connection=given.connection,
+        address=given.address or name,
+        user=given.user,
+        port=given.port,
+        identity_file=given.identity_file,
+        python=given.python,
+        notes={**campaign.notes, **given.notes},
         entry=number,
+        usd_per_hour=given.usd_per_hour,
     )

@@ -13,6 +13,13 @@ QUERY_SAMPLES = {Scenario.MULTI_STREAM: 8}
 """Samples of a query; one in the other scenarios."""
 LEAST_QUERIES = {Scenario.SINGLE_STREAM: 100, Scenario.MULTI_STREAM: 662, Scenario.SERVER: 100}
 """LoadGen's min_query_count in every round's mlperf.conf; Offline's is the whole set."""
+QUICK_SET_S, QUICK_LEAST = 120.0, 100
+"""--quick takes so many samples of a set as a slow machine answers in so long, and enough for early stopping."""
+
+
+def few(rule: BenchmarkRule, samples: int) -> int:
+    """How many of a set's samples --quick takes."""
+    return min(samples, max(QUICK_LEAST, int(rule.samples * QUICK_SET_S / rule.run_seconds)))
 
 
 def seconds(

@@ -45,6 +45,7 @@ def charts(measured: pd.DataFrame) -> list[Chart]:
             if scenario in LATENCY and mine[list(PERCENTILES)].notna().to_numpy().any():
                 found.append(_latency(str(benchmark), str(scenario), mine))
         found += _tradeoff(str(benchmark), rows)
+        found += _worth(str(benchmark), rows)
     return found
 
 
@@ -95,25 +96,50 @@ def _tradeoff(benchmark: str, rows: pd.DataFrame) -> list[Chart]:
     both = offline.merge(single[[*keys, "latency_p90_ms"]], on=keys, suffixes=("", "_single"))
     if both["system_id"].nunique() < 2:  # noqa: PLR2004
         return []
-    across, up = _floats(both["latency_p90_ms_single"]), _floats(both["value"])
+    across = ("SingleStream p90 latency, ms", "%{x:,.4g} ms")
+    note = "Up and to the left is faster in both."
+    figure = _points(both, both["latency_p90_ms_single"], across, str(both["metric_unit"].iloc[0]))
+    return [Chart(f"{benchmark}: throughput and latency", note, _common(both), figure)]
+
+
+def _worth(benchmark: str, rows: pd.DataFrame) -> list[Chart]:
+    """Throughput over dollars per million, for systems with a price; nothing to compare below two of them."""
+    offline = rows[rows["scenario"] == "Offline"].dropna(subset=["usd_per_million"])
+    if offline["system_id"].nunique() < 2:  # noqa: PLR2004
+        return []
+    unit, things = str(offline["metric_unit"].iloc[0]), str(offline["million_of"].iloc[0])
+    across = (f"US dollars per million {things}", "$%{x:,.4g} / M " + things)
+    note = "Up is faster, left is cheaper. By the prices below."
+    return [
+        Chart(
+            f"{benchmark}: throughput and cost",
+            note,
+            _common(offline),
+            _points(offline, offline["usd_per_million"], across, unit),
+        )
+    ]
+
+
+def _points(rows: pd.DataFrame, x: "pd.Series[Any]", across: tuple[str, str], unit: str) -> dict[str, Any]:
+    """Offline throughput of each system over `x`; `across` is its axis and how hovering says it."""
+    along, up = _floats(x), _floats(rows["value"])
     points = go.Scatter(
-        x=across,
+        x=along,
         y=up,
-        text=_names(both),
+        text=_names(rows),
         mode="markers+text",
-        textposition=[POSITIONS[place % len(POSITIONS)] for place in range(len(both))],
+        textposition=[POSITIONS[place % len(POSITIONS)] for place in range(len(rows))],
         cliponaxis=False,
         marker={"size": 11, "color": COLOURS[0]},
-        hovertemplate="%{text}<br>%{x:,.4g} ms, %{y:,.5g} Samples/s<extra></extra>",
+        hovertemplate="%{text}<br>" + across[1] + ", %{y:,.5g} " + html.escape(unit) + "<extra></extra>",
     )
     layout = {
         **_layout(380),
         "margin": {"l": 70, "r": 90, "t": 30, "b": 50},
-        "xaxis": {**_axis("SingleStream p90 latency, ms"), "type": _scale(across)},
-        "yaxis": {**_axis("Offline, Samples/s"), "type": _scale(up)},
+        "xaxis": {**_axis(across[0]), "type": _scale(along)},
+        "yaxis": {**_axis(f"Offline, {unit}"), "type": _scale(up)},
     }
-    note = "Up and to the left is faster in both."
-    return [Chart(f"{benchmark}: throughput and latency", note, _common(both), _plain(go.Figure([points], layout)))]
+    return _plain(go.Figure([points], layout))
 
 
 def _bars(bars: list[go.Bar], unit: str, lines: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jinja2
 
 from fleet import __version__
 from fleet.report import charts, frames
+from fleet.results import dollars
 from fleet.results.export import METRICS
 from fleet.results.records import SessionResults, UnitResult, missing_as
 from fleet.session import Session
@@ -51,6 +52,8 @@ def render(results: SessionResults) -> str:
     environment.filters["number"] = number
     environment.filters["words"] = _words
     environment.filters["scores"] = _scores
+    environment.filters["dollars"] = dollars.dollars
+    environment.filters["hourly"] = dollars.hourly
     drawn = charts.charts(frames.measured(results))
     labels = list(dict.fromkeys(label for unit in results.units for label in unit.labels))
     return environment.get_template("report.html.j2").render(
@@ -71,6 +74,8 @@ def render(results: SessionResults) -> str:
         refused=_grouped(
             (unit, unit.not_submittable_because) for unit in results.units if unit.measured and not unit.submittable
         ),
+        cost_lines=dollars.lines(results.cost) if results.cost else [],
+        measured_usd=_measured(results),
         submittable=sum(unit.submittable for unit in results.units),
         nonce=secrets.token_urlsafe(16),
         version=__version__,
@@ -104,6 +109,15 @@ def _scores(row: dict[Hashable, Any]) -> list[tuple[str, float]]:
 
 def _words(text: str | None) -> list[str]:
     return [word for word in (text or "").split("; ") if word]
+
+
+def _measured(results: SessionResults) -> dict[str, float | None]:
+    """Host to the dollars of its units' time; None where no unit's is known."""
+    found: dict[str, float | None] = {system.host: None for system in results.systems}
+    for unit in results.units:
+        if unit.usd is not None:
+            found[unit.host] = (found[unit.host] or 0.0) + unit.usd
+    return found
 
 
 def _benchmarks(results: SessionResults) -> dict[str, list[dict[Hashable, Any]]]:

@@ -25,6 +25,14 @@ def _seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 1 else "less than 1 s"
 
 
+def of_instances(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """That a host's numbers are from several EC2 instances, with how many units each: one was replaced by another."""
+    if len(counts) < 2:  # noqa: PLR2004 - one is what a host is
+        return ()
+    said = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    return (f"measured on {len(counts)} instances of one type, units of each: {said}",)
+
+
 def of_identity(hosts: Iterable[tuple[str, SystemFacts | None]]) -> dict[str, str]:
     """Host to a warning, for hosts that no probe can tell from another one: a cloned image, or one machine twice.
 

@@ -25,6 +25,7 @@ _DESCRIPTION = {
 _TYPES = {
     # pandas' nullable types, so that a unit without a number keeps its row and the column its type
     **dict.fromkeys(("value", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "loadgen_s", *METRICS), "Float64"),
+    **dict.fromkeys(("usd_per_hour", "usd", "usd_per_million"), "Float64"),
     **dict.fromkeys(("valid", "submittable", "quick"), "boolean"),
     **dict.fromkeys(
         ("starts", "queries", "loadgen_errors", "cpu_sockets", "cpu_cores_per_socket", "accelerators"), "Int64"
@@ -73,6 +74,12 @@ def _row(results: SessionResults, unit: UnitResult, system: System) -> dict[str,
         "loadgen_version": unit.summary.loadgen_version if unit.summary else None,
         "versions": "; ".join(f"{name} {version}" for name, version in sorted(unit.versions.items())),
         "folder": unit.folder,
+        "usd_per_hour": unit.price.usd_per_hour if unit.price else None,
+        "price_market": unit.price.market if unit.price else None,
+        "price_source": unit.price.source if unit.price else None,
+        "usd": unit.usd,
+        "usd_per_million": unit.usd_per_million,
+        "million_of": unit.million_of or None,
     }
 
 
@@ -120,6 +127,7 @@ _COLUMNS = (
     *SUMMARY_METRICS,
     *("reason", "starts", "earlier_causes", "warnings"),
     *("host_state", "host_reason", "host_cause", "host_warnings"),
+    *("usd_per_hour", "price_market", "price_source", "usd", "usd_per_million", "million_of"),
 )
 """The tables' columns in order; a new one goes to the end."""
 

@@ -22,6 +22,7 @@ MAX_VALUE = 80
 """Characters of a value that a host wrote and a cause repeats."""
 NOT_MEASURED = frozenset(
     {"schema", "session", "work_dir", "start", "attempt", "deadline_s", "expected_s", "conditions", "labels", "lock"}
+    | {"instance", "market"}
 )
 """Fields of a spec that a number does not depend on; the lock is compared entry by entry."""
 

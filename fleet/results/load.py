@@ -13,9 +13,9 @@ from fleet.errors import SessionError
 from fleet.handoff import Plan
 from fleet.harness.contract import RunSpec, SystemFacts
 from fleet.mlperf.rules import load_benchmark, load_round
-from fleet.results import caveats, home, systems, verdict
+from fleet.results import caveats, cost, home, systems, verdict
 from fleet.results.home import UnitFiles
-from fleet.results.records import SessionResults, System, UnitResult
+from fleet.results.records import Price, SessionResults, System, UnitResult
 from fleet.session import Session
 from fleet.terms import HostState, Reason, UnitState
 
@@ -49,10 +49,11 @@ class HostRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HostNotes:
-    """A host in inventory/hosts.json: its owner's notes over the campaign's."""
+    """A host in inventory/hosts.json: its owner's notes over the campaign's, and what it costs."""
 
     name: str
     notes: dict[str, str]
+    usd_per_hour: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +92,19 @@ def load(session: Session) -> SessionResults:
     )
     named = session.read(session.inventory / "hosts.json", tuple[HostNotes, ...])
     hosts = _hosts(session, plan, named)
-    facts, broken = _facts(session, hosts)
-    hosts = [dataclasses.replace(row, cause=row.cause or broken.get(row.host, "")) for row in hosts]
+    measured = _instances(session, plan)
+    facts, broken = _facts(session, hosts, measured)
+    hosts = [
+        dataclasses.replace(
+            row,
+            cause=row.cause or broken.get(row.host, ""),
+            warnings=(*row.warnings, *caveats.of_instances(measured.get(row.host, {}))),
+        )
+        for row in hosts
+    ]
     notes = {host.name: host.notes for host in named}
-    return assemble(header, hosts, facts=facts, notes=notes, plan=plan, files=_unit_files(session, plan))
+    rates = cost.Rates(own={host.name: host.usd_per_hour for host in named}, spend=handoff.spend(session))
+    return assemble(header, hosts, facts=facts, notes=notes, plan=plan, files=_unit_files(session, plan), rates=rates)
 
 
 def assemble(
@@ -105,6 +115,7 @@ def assemble(
     notes: Mapping[str, Mapping[str, str]],
     plan: Plan,
     files: Mapping[str, UnitFiles],
+    rates: cost.Rates,
 ) -> SessionResults:
     """The records for what was read; no IO. A unit without files is pending.
 
@@ -112,7 +123,8 @@ def assemble(
     """
     ids = systems.assign_ids((row.host, facts.get(row.host), notes.get(row.host, {})) for row in hosts)
     doubtful = caveats.of_identity((row.host, facts.get(row.host)) for row in hosts)
-    units = tuple(_unit(header, spec, files.get(spec.unit, UnitFiles()), ids) for spec in plan.units)
+    made = (_unit(header, spec, files.get(spec.unit, UnitFiles()), ids) for spec in plan.units)
+    units = tuple(_priced(unit, files.get(unit.unit, UnitFiles()), rates) for unit in made)
     return SessionResults(
         session=header.session,
         created_at=header.created_at,
@@ -131,10 +143,12 @@ def assemble(
                 notes=dict(notes.get(row.host, {})),
                 units=[unit for unit in units if unit.host == row.host],
                 doubt=doubtful.get(row.host, ""),
+                price=rates.price(row.host),
             )
             for row in hosts
         ),
         units=units,
+        cost=cost.of(rates, units, [row.host for row in hosts]),
     )
 
 
@@ -179,6 +193,22 @@ def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str
     )
 
 
+def _priced(unit: UnitResult, files: UnitFiles, rates: cost.Rates) -> UnitResult:
+    status = files.run.status if files.run else None
+    begun = unit.started_at or (status.started_at if status else None)
+    # A unit that failed leaves no manifest, and costs money all the same.
+    ended = files.manifest.finished_at if files.manifest else (status.ended_at if status else None)
+    price, wall = rates.price(unit.host, begun), cost.seconds(begun, ended)
+    each, things = cost.per_million(price, unit.summary)
+    return dataclasses.replace(
+        unit,
+        price=price,
+        usd=None if price is None or wall is None else price.usd_per_hour * wall / 3600,
+        usd_per_million=each,
+        million_of=things,
+    )
+
+
 def _reason(state: UnitState, files: UnitFiles, *, invalid: bool) -> Reason:
     """The cause for machines: of the files where the unit is done, else of the run."""
     if state is UnitState.DONE:
@@ -197,6 +227,7 @@ def _system(
     notes: dict[str, str],
     units: Sequence[UnitResult],
     doubt: str,
+    price: Price | None,
 ) -> System:
     lacking = [unit for unit in units if not unit.measured]
     complete = bool(units) and not lacking
@@ -231,6 +262,7 @@ def _system(
         description=description,
         identity=facts.identity if facts else "",
         notes=notes,
+        price=price,
     )
 
 
@@ -271,12 +303,31 @@ def _hosts(session: Session, plan: Plan, named: Sequence[HostNotes]) -> list[Hos
     return list(rows.values())
 
 
-def _facts(session: Session, hosts: Sequence[HostRow]) -> tuple[dict[str, SystemFacts], dict[str, str]]:
-    """Facts by host, and for the hosts whose facts cannot be read the reason."""
+def _instances(session: Session, plan: Plan) -> dict[str, dict[str, int]]:
+    """Host to the EC2 instances that its numbers are from, with how many units; empty for other hosts."""
+    known = handoff.records(session)
+    found: dict[str, dict[str, int]] = {}
+    for spec in plan.units:
+        if spec.instance and spec.unit in known and known[spec.unit].state is UnitState.DONE:
+            counts = found.setdefault(spec.host, {})
+            counts[spec.instance] = counts.get(spec.instance, 0) + 1
+    return found
+
+
+def _facts(
+    session: Session, hosts: Sequence[HostRow], measured: Mapping[str, Mapping[str, int]]
+) -> tuple[dict[str, SystemFacts], dict[str, str]]:
+    """Facts by host, and for the hosts whose facts cannot be read the reason.
+
+    Of a host that was several instances they are those of the instance that measured the most.
+    """
     facts: dict[str, SystemFacts] = {}
     broken: dict[str, str] = {}
     for row in hosts:
         path = session.provision / "facts" / f"{row.host}.json"
+        if counts := measured.get(row.host):
+            of_instance = handoff.facts_of(session, max(counts, key=lambda name: counts[name]))
+            path = of_instance if of_instance.exists() else path
         if not path.exists():
             continue
         try:

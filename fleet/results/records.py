@@ -46,6 +46,43 @@ class LoadgenSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a host costs an hour, and who says so."""
+
+    usd_per_hour: float
+    source: str
+    """`pricing-api 2026-11-25`, `spot-history 2026-11-25`, `table 2026-08-17`, or `fleet.yml`."""
+    market: str
+    """`on-demand`, `spot`, or `own` for hosts that fleet did not launch."""
+
+    @property
+    def cited(self) -> str:
+        """Market and source, as they stand beside the number."""
+        return f"{self.market}, {self.source}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """US dollars of a session, by recorded prices. No traffic, no tax, no discount that fleet.yml does not know."""
+
+    usd: float
+    """Instances whole, from launch to end, idle time too; of other hosts the time of their units."""
+    instances_usd: float
+    own_usd: float
+    measured_usd: float
+    """The share of `usd` in which units ran; of units that were started more than once only the last start."""
+    besides_usd: float
+    """Volumes and public addresses, not in `usd`."""
+    besides_source: str
+    """`table 2026-08-17`."""
+    instances: int
+    open: tuple[str, ...]
+    """Instances that were not seen to be gone: what they cost is still growing, or is known to their lease's end only."""
+    unpriced: tuple[str, ...]
+    """Hosts that ran something and have no price: they are not in these sums."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnitResult:
     """One unit of the session, measured or not."""
 
@@ -78,6 +115,14 @@ class UnitResult:
     """Starts before the one that this record is of, the oldest first."""
     warnings: tuple[str, ...] = ()
     """What may have touched the number although the run counts: `on battery for 31 s`."""
+    price: Price | None = None
+    """Of its host while it ran; None when unknown."""
+    usd: float | None = None
+    """Its wall time on the host at that price; None when one of the two is unknown."""
+    usd_per_million: float | None = None
+    """US dollars per million samples or tokens at the metric; only where that is VALID."""
+    million_of: str = ""
+    """`samples` or `tokens`; empty without such a number."""
 
     @property
     def outcome(self) -> str:
@@ -132,6 +177,8 @@ class System:
     """The cause for machines, where a host's state does not say it all."""
     warnings: tuple[str, ...] = ()
     """What preflight saw and let pass, and what makes the host's identity doubtful."""
+    price: Price | None = None
+    """Now, or last; None when nobody gave one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +198,8 @@ class SessionResults:
     """One per host of the campaign, never fewer."""
     units: tuple[UnitResult, ...]
     """One per planned unit, never fewer."""
+    cost: Cost | None = None
+    """None when no host has a price."""
     schema: int = field(default=SCHEMA)
 
     @property

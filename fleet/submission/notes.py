@@ -1,6 +1,7 @@
 """The texts for people in a submission: how to reproduce, what is missing, what the numbers are not."""
 
 from fleet.mlperf.rules import BenchmarkRule, load_round
+from fleet.results import dollars
 from fleet.results.records import SessionResults, System, UnitResult, missing_as
 from fleet.submission.select import Entry, Left
 
@@ -89,8 +90,30 @@ def documentation(results: SessionResults, entries: tuple[Entry, ...], left: tup
         "## Warnings",
         "",
         *([f"- {name}: {text}" for name, text in results.warnings] or ["none"]),
+        *_cost_lines(results, entries),
     ]
     return _text(lines)
+
+
+def _cost_lines(results: SessionResults, entries: tuple[Entry, ...]) -> list[str]:
+    """Nothing where no host has a price: an unknown price is not 0."""
+    if results.cost is None:
+        return []
+    per_unit = [
+        f"- {one.system.system_id}: {one.benchmark.name} {one.scenario}: {dollars.per_million(one.performance)} "
+        f"at {dollars.hourly(price.usd_per_hour)} an hour ({price.cited})"
+        for one in entries
+        if (price := one.performance.price) is not None
+    ]
+    return [
+        "",
+        "## What it cost",
+        "",
+        "Derived from the results and recorded prices; not an MLPerf metric, not verified by MLCommons Association.",
+        "",
+        *(f"- {line}" for line in dollars.lines(results.cost)),
+        *per_unit,
+    ]
 
 
 def quick(results: SessionResults) -> str:

@@ -13,7 +13,7 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tests.lab import commands, disk, network, simulated, tmpfs
 from tests.lab.cgroups import Cgroup
@@ -21,8 +21,9 @@ from tests.lab.commands import LabError
 from tests.lab.record import NETNS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+_T = TypeVar("_T")
 _HOSTINIT = Path(__file__).with_name("hostinit.sh")
 _ROOT = Path(__file__).parents[2]
 _MASKED = "/root/masked-python"
@@ -330,6 +331,22 @@ class LabHost:
         self._write_disk()
         self._broken -= {"python", "clock"}
         self.power_on()
+
+    def renew(self, change: Callable[[Path], None]) -> None:
+        """Give it, while it is off, a fresh disk, with what `change` does to that before it first boots."""
+        shutil.rmtree(self.upper)
+        self._write_disk()
+        with commands.readable_files():
+            change(self.upper)
+        self.public_key = (self.upper / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
+
+    def inside(self, function: Callable[[], _T], timeout: float = 60.0) -> _T:
+        """Call a function of this process on a thread that lives in its network."""
+        return network.inside(self._namespace, function, timeout)
+
+    def answer_at(self, address: str) -> None:
+        """Have a further address, that nobody but itself reaches."""
+        network.own(self._namespace, address)
 
     def kill(self, word: str, number: signal.Signals = signal.SIGKILL) -> list[HostProcess]:
         """Send the signal to every process with the word in its command line; returns them, and it must be some."""

@@ -56,6 +56,8 @@ run)
     umount -l /run/machine
     rmdir /run/machine
     cd /
+    # As cloud-init has it: before everything else, at every boot.
+    if [ -x /etc/boothook ]; then /etc/boothook || echo "the boothook failed" >&2; fi
     /usr/sbin/sshd -E /run/sshd.log || { cat /run/sshd.log >&2; exit 1; }
     exec </dev/null >/dev/null 2>&1
     # The shell's wait also reaps what was orphaned and handed to PID 1.

@@ -50,6 +50,16 @@ def create(hub: str, hosts: dict[int, str]) -> None:
         _batch(name, ["link set lo up", *cable])
 
 
+def own(namespace: str, address: str) -> None:
+    """An address that a host has for itself alone."""
+    _batch(namespace, [f"addr replace {address}/32 dev lo"])
+
+
+def router() -> str:
+    """The hub's own address, which every host reaches."""
+    return str(_NETWORK[1])
+
+
 def plug(hub: str, index: int, up: bool) -> None:
     """Plug the host's cable in or out, at the hub's end: the host itself notices only a lost carrier."""
     _batch(hub, [f"link set {_port(index)} {'up' if up else 'down'}"])

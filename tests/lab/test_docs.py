@@ -70,8 +70,9 @@ def test_every_verb_is_in_the_documentation() -> None:
 
 def test_every_key_of_the_campaign_is_in_the_example_that_init_writes() -> None:
     from fleet.campaign import BenchmarkEntry, Campaign, HostEntry, RunSettings
+    from fleet.cloud_settings import CloudSettings, InstanceEntry, ResultsBucket
 
     text = (ROOT / "fleet" / "cli" / "templates" / "example.yml").read_text(encoding="utf-8")
-    keys = {field.alias or name for model in (Campaign, BenchmarkEntry, HostEntry, RunSettings)
-            for name, field in model.model_fields.items()}  # fmt: skip
+    models = (Campaign, BenchmarkEntry, HostEntry, RunSettings, CloudSettings, InstanceEntry, ResultsBucket)
+    keys = {field.alias or name for model in models for name, field in model.model_fields.items()}
     assert sorted(key for key in keys if f"{key}:" not in text) == []

@@ -15,7 +15,7 @@ from fleet.campaign import Campaign
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import SupervisorBeat, UnitState, UnitStatus
 from fleet.inventory import files, static
-from fleet.inventory.hosts import Reachability
+from fleet.inventory.hosts import Host, Reachability
 from fleet.inventory.reach import Answer, Unreachable
 from fleet.plays import HostOutcome, PlayEvent, PlayRequest
 from fleet.session import Session
@@ -94,8 +94,6 @@ class PackingConnection(FakeConnection):
     copied: list[str] = field(default_factory=list)
     homed: list[str] = field(default_factory=list)
     """Units that it was told are home."""
-    sends: bool = False
-    """It has the verb `send`, and writes no archive."""
 
     def run(self, command: str, *, timeout: float, stdin: bytes = b"", stalled: float | None = None) -> Answer:
         if command.startswith("read up"):
@@ -107,7 +105,7 @@ class PackingConnection(FakeConnection):
             self.homed.append(words[-1])
             return Answer(rc=0, out="{}", err="")
         self.commands.append(command)
-        if words[0] in {"rm", "true"}:
+        if words[0] == "true":
             return Answer(rc=0, out="", err="")
         # What takes long gives signs of life.
         assert stalled
@@ -117,20 +115,14 @@ class PackingConnection(FakeConnection):
             return Answer(rc=1, out="", err="Traceback\nOSError: no room for the archive\n")
         data = self.archives[unit]
         told = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        told |= {} if self.sends else {"archive": f"/t m p/{unit}"}
         return Answer(rc=0, out="\n\n" + json.dumps({**told, **self.announced}) + "\n", err="")
 
     def copy(self, command: str, sink: BinaryIO, *, limit: int, stalled: float = 15.0) -> None:
         assert stalled >= 15
         self.copied.append(command)
         words = shlex.split(command)
-        if self.sends:
-            assert words[2] == "send"
-            data = self.archives[words[5]][int(words[6]) :]
-        else:
-            tail, _, start, path = words
-            assert tail == "tail"
-            data = self.archives[path.removeprefix("/t m p/")][int(start) - 1 :]
+        assert words[2] == "send"
+        data = self.archives[words[5]][int(words[6]) :]
         if self.breaks_after is not None:
             sink.write(data[: self.breaks_after])
             self.breaks_after = None
@@ -192,11 +184,18 @@ class Scene:
     base: Path
 
 
-def scene(base: Path, text: str = MINIMAL, *, states: dict[str, HostState] | None = None, **readiness: Any) -> Scene:
-    """A session of `text`; every host is ready unless `states` says otherwise."""
+def scene(
+    base: Path,
+    text: str = MINIMAL,
+    *,
+    states: dict[str, HostState] | None = None,
+    instances: Sequence[Host] = (),
+    **readiness: Any,
+) -> Scene:
+    """A session of `text`, with `instances` after its hosts; every host is ready unless `states` says otherwise."""
     campaign = campaigns.load_text(text, "fleet.yml")
     session = sessions.create(base / "sessions", text, name="s1")
-    listed = static.hosts(campaign, base=base, source="fleet.yml")
+    listed = (*static.hosts(campaign, base=base, source="fleet.yml"), *instances)
     given = states or {}
     reachable = [
         Reachability(

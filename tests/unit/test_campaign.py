@@ -80,8 +80,11 @@ def test_a_missing_key_is_named(key: str) -> None:
         (MINIMAL.replace("tiny-bert", "tiny-brt"), "unknown benchmark 'tiny-brt', did you mean 'tiny-bert'?"),
         (MINIMAL + "role_variables: {python_env_idx_url: x}\n", "did you mean 'python_env_index_url'?"),
         (MINIMAL + "division: closed\n", "tiny-bert cannot be run in the closed division"),
-        (MINIMAL.replace("name: h01", "name: h01, file: hosts.txt"), "exactly one of name, file and ssh_config"),
-        (MINIMAL.replace("name: h01, ", ""), "exactly one of name, file and ssh_config"),
+        (
+            MINIMAL.replace("name: h01", "name: h01, file: hosts.txt"),
+            "exactly one of name, file, ssh_config and ec2_tag",
+        ),
+        (MINIMAL.replace("name: h01, ", ""), "exactly one of name, file, ssh_config and ec2_tag"),
         (MINIMAL.replace("name: h01", "name: h01, port: 70000"), "hosts.0.port"),
         (MINIMAL.replace("name: h01", "name: h01, user_conf: {bert: {}}"), "'bert', which is not under benchmarks"),
         (MINIMAL + "work_dir: ../there\n", "work_dir"),
@@ -211,3 +214,55 @@ def test_the_templates_of_init_are_campaigns(name: str) -> None:
     found = campaign.load_text(text.replace("THIS_HOST", "my-laptop").replace("YOUR_USER", "me"), name)
     assert found.benchmarks[0].name == "tiny-bert"
     assert found.hosts[0].connection == ("local" if name == "local" else "ssh")
+
+
+def test_the_example_of_instances_names_its_hosts() -> None:
+    found = campaign.load(Path(__file__).parents[2] / "inventories" / "ec2.yml")
+    assert found.cloud is not None
+    assert [name for name, _ in found.cloud.hosts()] == ["g5-1", "g5-2", "cheap-1"]
+    assert found.cloud.instances[1].market == "spot-then-on-demand"
+    commented = Path(__file__).parents[2].joinpath("inventories", "ec2.yml").read_text(encoding="utf-8").splitlines()
+    start = commented.index("# hosts:")
+    text = "\n".join([*commented[:start], *(line.removeprefix("# ") for line in commented[start:])])
+    assert campaign.load_text(text, "ec2.yml").hosts[0].ec2_tag == {"Project": "bench"}
+
+
+def test_what_is_commented_out_in_the_template_is_a_campaign_too() -> None:
+    lines = resources.files("fleet.cli").joinpath("templates", "example.yml").read_text(encoding="utf-8").splitlines()
+    start = lines.index("# cloud:")
+    end = next(number for number in range(start, len(lines)) if not lines[number].startswith("#"))
+    section = [line.removeprefix("# ") for line in lines[start:end]]
+    text = "\n".join([line.replace("# ", "", 1) if line.lstrip().startswith("# ") else line for line in section])
+    text = text.replace("      zones: [us-east-1a]", "      zones: [us-east-1a]\n      regions: [us-east-1]")
+    found = campaign.load_text(MINIMAL + text + "\n", "example.yml").cloud
+    assert found is not None
+    assert (found.max_cost, found.user, found.address) == (25, "ubuntu", "auto")
+    assert found.results is not None
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{ec2_tag: {}, kind: ec2}", "ec2_tag"),
+        ("{ec2_tag: {a: b}, kind: server}", "ec2_tag: such hosts are of kind ec2"),
+        ("{ec2_tag: {a: b}, kind: ec2, connection: local}", "over ssh"),
+        ("{ec2_tag: {a: b}, kind: ec2, address: 10.0.0.1}", "public, private or id"),
+        ("{ec2_tag: {a: b}, name: h, kind: ec2}", "exactly one of"),
+        ("{ec2_tag: {a: b}, kind: ec2, region: here}", "region"),
+        ("{name: h, region: us-east-1, kind: ec2}", "region: only with ec2_tag"),
+    ],
+)
+def test_what_is_wrong_with_instances_by_tag_is_said(entry: str, said: str) -> None:
+    assert said in refusal(MINIMAL.replace("{name: h01, kind: server}", entry))
+
+
+def test_the_schema_knows_what_the_reader_knows_of_instances() -> None:
+    validator = jsonschema.Draft202012Validator(campaign.schema())
+    text = MINIMAL.replace("{name: h01, kind: server}", "{ec2_tag: {a: b}, region: us-east-1, kind: ec2, address: id}")
+    data = yaml.safe_load(text + "cloud: {max_cost: 5, instances: [{name: g5, types: [g5.xlarge]}], python: /p}\n")
+    validator.validate(data)
+    assert campaign.load_text(yaml.safe_dump(data), "fleet.yml").hosts[0].region == "us-east-1"
+    for section, key, value in (("cloud", "max_cost", 0), ("cloud", "adress", "x"), ("cloud", "instances", [])):
+        wrong = {**data, section: {**data[section], key: value}}
+        assert not validator.is_valid(wrong)
+        refusal(yaml.safe_dump(wrong))

@@ -111,7 +111,7 @@ def test_a_host_that_falls_silent_is_not_waited_for_once_for_each_unit(
 def test_the_verb_send_makes_the_archive_as_it_goes(tmp_path: Path, host: PackingConnection) -> None:
     session = planned(tmp_path, UNIT)
     unit_folder(tmp_path / "host" / UNIT)
-    host.archives[UNIT], host.sends, host.breaks_after = archive_of(tmp_path / "host", UNIT), True, 100
+    host.archives[UNIT], host.breaks_after = archive_of(tmp_path / "host", UNIT), 100
     assert collect.collect(session, RecordingWatch())[UNIT].reason is Reason.UNREACHABLE
     assert collect.collect(session, RecordingWatch())[UNIT] == HOME
     work = "/home/me/.mlperf-fleet"

@@ -13,12 +13,14 @@ import pytest
 
 from fleet import handoff, planning, provision
 from fleet.errors import PlayError
+from fleet.handoff import Readiness
 from fleet.harness.contract import SystemFacts
-from fleet.inventory import reach
+from fleet.inventory import files, reach
+from fleet.inventory.hosts import Host, Instance
 from fleet.plays import HostOutcome, PlayEvent, PlayRequest
 from fleet.subset import Subset
-from fleet.terms import HostState
-from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, scene
+from fleet.terms import HostKind, HostState
+from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, Scene, scene
 from tests.unit.results.session_files import facts
 
 TWO = MINIMAL.replace("[{name: h01, kind: server}]", "[{name: h01, kind: server}, {name: h02, kind: server}]")
@@ -373,3 +375,41 @@ def test_a_host_that_is_away_keeps_the_place_of_its_files(tmp_path: Path) -> Non
     (found,) = provision.provision(made.session, made.campaign, gone, RecordingWatch())
     assert (found.state, [found.work_dir]) == (HostState.UNREACHABLE, before)
     assert before != [""]
+
+
+def an_instance(number: str, kind: str) -> Host:
+    given = Instance(id=number, lease="l", type=kind)
+    return Host(name="g5-1", kind=HostKind.EC2, connection="ssh", address="10.0.0.1", instance=given)
+
+
+def provisioned(made: Scene, told: SystemFacts) -> Readiness:
+    """What becomes of g5-1, which describes itself so."""
+    plays = FakePlays({"g5-1": replace(outcome(results=described(told)), host="g5-1")})
+    found = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    return next(item for item in found if item.host == "g5-1")
+
+
+def test_an_instance_has_its_type_in_the_lock_and_keeps_its_own_facts(tmp_path: Path) -> None:
+    made = scene(tmp_path, instances=[an_instance("i-1", "g5.xlarge")])
+    one, two = facts("aws-g5-xlarge"), facts("laptop-hybrid-cores")
+    assert provisioned(made, one).lock["instance_type"] == "g5.xlarge"
+    reachable, (first, _) = files.reachability(made.session), files.hosts(made.session)
+    files.write(made.session, [first, an_instance("i-2", "g6.xlarge")], reachable, made.campaign)
+    assert provisioned(made, two).lock["instance_type"] == "g6.xlarge"
+    folder = made.session.provision / "facts"
+    for path, kept in (("instances/i-1", one), ("instances/i-2", two), ("g5-1", two)):
+        assert made.session.read(folder / f"{path}.json", SystemFacts) == kept
+
+
+def test_a_finished_host_is_left_out_and_what_is_known_of_it_stays(tmp_path: Path) -> None:
+    ended = Instance(id="i-1", lease="l", cause="finished: all home", home=True)
+    gone = replace(an_instance("i-1", "g5.xlarge"), address="", instance=ended)
+    made = scene(tmp_path, instances=[gone], lock={"instance_type": "g5.xlarge"})
+    plays = FakePlays()
+    found = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert [(item.host, item.state, item.cause) for item in found][1:] == [
+        ("g5-1", HostState.LEFT_OUT, "finished: all home")
+    ]
+    assert "g5-1" not in [name for request in plays.requests for name in request.hosts]
+    kept = {item.host: item for item in handoff.readiness(made.session)}["g5-1"]
+    assert (kept.state, kept.lock) == (HostState.READY, {"instance_type": "g5.xlarge"})

@@ -7,7 +7,7 @@ import pytest
 
 from fleet import handoff, resume
 from fleet.handoff import Attempt, Collected, Readiness, UnitRecord
-from fleet.harness.contract import Reason, RunSpec, UnitState
+from fleet.harness.contract import Market, Reason, RunSpec, UnitState
 from fleet.terms import HostState
 from tests.unit.collecting import UNIT, spec_of
 from tests.unit.fakes import status
@@ -135,3 +135,72 @@ def test_what_is_left_out_says_so_unless_it_had_ended() -> None:
     found = resume.left_out(record(UnitState.RUNNING), "--limit h02")
     assert (found.state, found.cause) == (UnitState.LEFT_OUT, "--limit h02; last seen running")
     assert resume.left_out(record(UnitState.PENDING), "--limit h02").cause == "--limit h02"
+
+
+OLD, NEW = "i-0old", "i-0new"
+BEGUN = {"started_at": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (UnitState.INTERRUPTED, f"instance {OLD} is gone: interrupted: spot interruption notice"),
+        (UnitState.RUNNING, f"instance {OLD} is gone, where it was last seen running"),
+        (UnitState.UNREACHABLE, f"instance {OLD} is gone: unreachable: spot interruption notice"),
+        (UnitState.DONE, f"instance {OLD} is gone: its files are not home"),
+    ],
+)
+def test_what_ran_on_an_instance_that_is_gone_begins_anew_on_its_replacement(state: UnitState, said: str) -> None:
+    earlier = Attempt(state=UnitState.INTERRUPTED, reason=Reason.INTERRUPTED, cause="earlier", ended_at=1.0)
+    reason = Reason.NONE if state in {UnitState.RUNNING, UnitState.DONE} else Reason.INTERRUPTED
+    cause = "spot interruption notice" if reason else ""
+    ran = record(state, cause=cause, reason=reason, attempts=(earlier,), status=status(UNIT, state, **BEGUN))
+    new = spec(instance=NEW, market=Market.ON_DEMAND)
+    found = resume.decide(spec(instance=OLD, market=Market.SPOT), new, ran, None)
+    assert not found.keep
+    assert found.spec == replace(new, attempt=3)
+    assert (found.record.state, found.record.status, found.record.reason) == (UnitState.PENDING, None, Reason.NONE)
+    first, last = found.record.attempts
+    assert first == earlier
+    assert (last.state, last.reason, last.cause) == (state, reason, said)
+    assert resume.lines([found]) == [f"again: {UNIT}: {said}"]
+
+
+@pytest.mark.parametrize("state", [UnitState.PENDING, UnitState.QUEUED, UnitState.INTERRUPTED, UnitState.UNREACHABLE])
+def test_what_never_began_on_an_instance_that_is_gone_is_no_attempt(state: UnitState) -> None:
+    waited = record(state, reason=Reason.INTERRUPTED, cause="spot interruption notice")
+    new = spec(instance=NEW)
+    found = resume.decide(spec(instance=OLD), new, waited, None)
+    assert (found.spec, found.record.attempts, found.again) == (new, (), "")
+    assert (found.record.state, found.record.status) == (UnitState.PENDING, None)
+
+
+def test_what_is_home_is_kept_whatever_became_of_its_instance() -> None:
+    found = resume.decide(spec(instance=OLD, market=Market.SPOT), spec(instance=NEW), record(), HOME)
+    assert found.keep
+    assert found.spec.instance == OLD
+
+
+def test_a_unit_that_runs_goes_on_on_its_own_instance() -> None:
+    running = record(UnitState.RUNNING, status=status(UNIT, UnitState.RUNNING, **BEGUN))
+    found = resume.decide(spec(instance=OLD), spec(instance=OLD), running, None)
+    assert (found.spec, found.again) == (spec(instance=OLD), "")
+    assert found.record.attempts == ()
+
+
+def test_a_number_of_one_instance_type_is_none_of_another() -> None:
+    old = replace(locked(instance_type="g5.xlarge"), instance="i-1")
+    new = replace(locked(instance_type="g6.xlarge"), instance="i-2")
+    measured = record(status=status(UNIT, UnitState.DONE, started_at=1.0))
+    found = resume.decide(old, new, measured, HOME)
+    assert (found.keep, found.again) == (False, "instance_type g5.xlarge → g6.xlarge")
+    assert found.spec == replace(new, attempt=2)
+
+
+def test_a_number_of_another_instance_of_the_same_type_is_kept_as_that_ones() -> None:
+    old = replace(locked(instance_type="g5.xlarge"), instance="i-1")
+    new = replace(old, instance="i-2")
+    assert resume.decide(old, new, record(), HOME).keep
+    assert resume.decide(old, new, record(), HOME).spec.instance == "i-1"
+    goes_on = resume.decide(old, new, record(UnitState.QUEUED), None)
+    assert (goes_on.keep, goes_on.again, goes_on.spec.instance) == (False, "", "i-2")

@@ -21,9 +21,9 @@ ENTRY = f"""
 import os, sys, subprocess, time
 from pathlib import Path
 sys.path.insert(0, {str(TOP)!r})
-from fleet.harness import packing, processes, supervise, unit_queue
+from fleet.harness import packing, processes, spot, supervise, unit_queue
 from fleet.harness import accelerator_locks, processes, unit_queue
-supervise.BEAT_SECONDS, processes.GRACE_SECONDS = 0.05, 1.0
+supervise.BEAT_SECONDS, processes.GRACE_SECONDS, spot.ASK_SECONDS = 0.05, 1.0, 0.1
 # Other tests on this machine have names of their own.
 accelerator_locks._PREFIX = "mlperf-fleet test of " + sys.argv[0]
 verb, *rest = sys.argv[1:]
@@ -84,7 +84,7 @@ def ours(pid: int, folder: Path) -> bool:
     return state != "Z" and (str(folder) in line or line.startswith("sleep\0"))
 
 
-def unit(work: Path, name: str, does: str = "", **more: float) -> RunSpec:
+def unit(work: Path, name: str, does: str = "", **more: Any) -> RunSpec:
     return spec(name, work_dir=str(work), user_conf=does, **more)
 
 

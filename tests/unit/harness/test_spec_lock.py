@@ -40,6 +40,10 @@ def test_the_first_difference_is_named(name: str, wanted: str) -> None:
     assert caught.value.reason is Reason.LOCK_CHANGED
 
 
+def test_the_type_of_an_instance_is_the_controllers_to_hold() -> None:
+    spec_lock.verify({**RIGHT, "instance_type": "g5.xlarge"})
+
+
 def test_the_harness_is_known_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "0123abc").mkdir()
     (tmp_path / "current").symlink_to(tmp_path / "0123abc")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fleet.errors import FleetError
-from fleet.inventory import ssh_config
-from fleet.inventory.hosts import Host
+from fleet.inventory import reach, ssh_config
+from fleet.inventory.hosts import Host, Instance
 from fleet.terms import HostKind
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh client")
@@ -137,3 +137,34 @@ def test_without_the_variable_ssh_s_own_config_is_meant(monkeypatch: pytest.Monk
     monkeypatch.delenv("FLEET_SSH_CONFIG")
     assert ssh_config.ssh_arguments() == []
     assert ssh_config.config_file() == ssh_config.home() / ".ssh" / "config"
+
+
+def made(known_hosts: str, key: Path) -> Host:
+    """An instance whose host key the controller made."""
+    return host("10.0.0.9", user="ubuntu", identity_file=str(key),
+                instance=Instance(id="i-1", lease="l", known_hosts=known_hosts, key_alias="fleet-s1-AbC"))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["known_hosts", "with a space", "100%d", 'a "quote"', "back\\slash", "it's"])
+def test_an_instance_is_known_by_the_file_that_was_made_for_it_and_no_other(tmp_path: Path, name: str) -> None:
+    key = tmp_path / "login"
+    # ssh forgets about keys that are not there.
+    key.touch()
+    item = made(str(tmp_path / name), key)
+    found = ssh_config.resolve(item)
+    assert (found.known_hosts, found.host_key_alias) == ((str(tmp_path / name),), "fleet-s1-AbC")
+    assert found.identities_only
+    said = asked(reach._ssh_command(item))
+    assert said["userknownhostsfile"] == str(tmp_path / name)
+    assert said["globalknownhostsfile"] == "/dev/null"
+    assert said["hostkeyalias"] == "fleet-s1-abc"
+    assert said["stricthostkeychecking"] in {"true", "yes"}
+    assert said["identityfile"] == str(key)
+
+
+def test_other_hosts_are_known_as_the_user_says() -> None:
+    assert ssh_config.trust(host("inner")) == []
+    found = host("inner", instance=Instance(id="i-1"))
+    assert ssh_config.trust(found) == []
+    assert ssh_config.resolve(found).host_key_alias == "inner-key"
+    assert not ssh_config.resolve(found).identities_only

@@ -37,12 +37,13 @@ def test_a_file_may_hold_comments_blank_lines_and_ranges(tmp_path: Path) -> None
 
 
 def test_entries_become_hosts_with_their_settings(tmp_path: Path) -> None:
-    hosts = "- {name: a, kind: laptop, address: 10.0.0.1, user: me, port: 2222, python: /p, notes: {cooling: water}}\n"
+    hosts = "- {name: a, kind: laptop, address: 10.0.0.1, user: me, port: 2222, python: /p, notes: {cooling: water}, usd_per_hour: 0.4}\n"
     (host,) = static.hosts(
         campaign(hosts, "notes: {cooling: air, hw_notes: rack 7}\n"), base=tmp_path, source="fleet.yml"
     )
     assert (host.address, host.user, host.port, host.python) == ("10.0.0.1", "me", 2222, "/p")
     assert host.notes == {"cooling": "water", "hw_notes": "rack 7"}
+    assert host.usd_per_hour == 0.4
 
 
 @pytest.mark.parametrize(

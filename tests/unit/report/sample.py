@@ -34,12 +34,13 @@ def hosts() -> list[Host]:
             ),
         ),
         Host(name="laptop-ben", facts="wsl2", units=(Unit(log="offline-invalid"), *slow[1:])),
-        Host(name="epyc01.lab", kind="server", facts="epyc-2-sockets-8-gpus", units=at(0.07)),
-        Host(name="graviton-a", kind="ec2", facts="aws-graviton3", units=at(1.4)),
+        Host(name="epyc01.lab", kind="server", facts="epyc-2-sockets-8-gpus", units=at(0.07), usd_per_hour=2.5),
+        Host(name="graviton-a", kind="ec2", facts="aws-graviton3", units=at(1.4), usd_per_hour=0.145),
         Host(
             name="g5-a",
             kind="ec2",
             facts="aws-g5-xlarge",
+            usd_per_hour=1.006,
             units=tuple(dataclasses.replace(u, scale=0.3, labels=("random weights",)) for u in ALL_FOUR),
         ),
         Host(

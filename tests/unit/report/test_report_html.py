@@ -10,6 +10,7 @@ import pytest
 
 from fleet.report import charts, frames, html
 from fleet.report.html import number
+from fleet.results import dollars
 from fleet.results.load import load
 from fleet.results.records import SessionResults
 from fleet.terms import HostState, Mode, Scenario, UnitState
@@ -118,7 +119,7 @@ def test_a_label_in_a_chart_cannot_close_its_script(results: SessionResults) -> 
     assert "<script>document" not in text
     blocks = re.findall(r"<script type=.application/json.[^>]*>(.*?)</script>", text, flags=re.DOTALL)
     figures = [json.loads(block) for block in blocks]
-    assert len(figures) == 3
+    assert len(figures) == 4
     # plotly reads a subset of HTML in texts, so the name is escaped for it as well
     assert any("&lt;/script&gt;" in name for name in figures[0]["data"][0]["y"])
 
@@ -135,9 +136,10 @@ def test_every_number_in_the_table_has_its_labels(results: SessionResults) -> No
     text = html.render(results)
     cells = re.findall(r'<td class="n"><b>.*?</td>', text, flags=re.DOTALL)
     measured = [unit for unit in results.units if unit.measured]
-    assert len(cells) == len(measured)
+    priced = [unit for unit in measured if unit.usd_per_million is not None]
+    assert len(cells) == len(measured) + len(priced)
     assert all("demo model" in cell for cell in cells)
-    assert sum("random weights" in cell for cell in cells) == 4
+    assert sum("random weights" in cell for cell in cells) == 4 + 2
     assert sum("simulated" in cell for cell in cells) == 4
 
 
@@ -171,12 +173,14 @@ def test_every_number_in_a_chart_has_its_labels(results: SessionResults) -> None
         "tiny-bert Offline: throughput",
         "tiny-bert SingleStream: latency",
         "tiny-bert: throughput and latency",
+        "tiny-bert: throughput and cost",
     ]
     for chart in drawn:
         assert chart.remarks == ("demo model",)
         text = json.dumps(chart.figure)
         assert "g5-a (random weights)" in text
-        assert "vm-quiet (simulated)" in text
+        # A host without a price is in no chart of cost.
+        assert ("vm-quiet (simulated)" in text) is ("cost" not in chart.title)
 
 
 def test_invalid_runs_are_in_no_chart(results: SessionResults) -> None:
@@ -236,3 +240,29 @@ def test_without_numbers_there_is_no_plotly(tmp_path: Path) -> None:
 )
 def test_numbers_are_for_people(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_what_it_cost_stands_in_the_report_with_its_source(page: Page, results: SessionResults) -> None:
+    text = " ".join(" ".join(page.texts).split())
+    assert ("section", {"id": "cost"}) in page.tags
+    assert "$2.48 for the time of the units" in text
+    assert "without a price, so not in the sum: laptop-anna, laptop-ben, vm-quiet, vm-lossy" in text
+    assert "not in the sum: laptop-anna, laptop-ben, vm-quiet, vm-lossy, laptop-eve" not in text  # it ran nothing
+    assert "$0.145 own fleet.yml" in text
+    offline = next(unit for unit in results.units if unit.unit == "graviton-a.tiny-bert.Offline.performance")
+    assert f"{dollars.dollars(offline.usd_per_million)} / M samples" in text
+
+
+def test_the_chart_of_cost_has_every_system_with_a_price(results: SessionResults) -> None:
+    (worth,) = [
+        chart for chart in charts.charts(frames.measured(results)) if chart.title.endswith("throughput and cost")
+    ]
+    names = [name.partition(" (")[0] for name in worth.figure["data"][0]["text"]]
+    assert names == ["epyc01.lab", "graviton-a", "g5-a"]
+    assert worth.figure["layout"]["xaxis"]["title"]["text"] == "US dollars per million samples"
+
+
+def test_without_prices_the_report_has_no_word_of_cost(tmp_path: Path) -> None:
+    page = Page(html.render(load(build(tmp_path, [Host(name="a", units=ALL_FOUR), Host(name="b", units=ALL_FOUR)]))))
+    assert ("section", {"id": "cost"}) not in page.tags
+    assert not [text for text in page.texts if "$" in text or "ost" in text.split()]

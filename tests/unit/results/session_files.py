@@ -62,6 +62,7 @@ class Host:
     hint: str = ""
     warnings: tuple[str, ...] = ()
     units: tuple[Unit, ...] = ()
+    usd_per_hour: float | None = None
 
 
 ALL_FOUR = (
@@ -122,7 +123,7 @@ def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: dict[str
         }
         for host in hosts
     ]
-    made.write(made.inventory / "hosts.json", [{"name": host.name, "notes": notes or {}} for host in hosts])
+    made.write(made.inventory / "hosts.json", [_named(host, notes) for host in hosts])
     made.write(made.inventory / "reachability.json", rows)
     made.write(made.provision / "readiness.json", {"schema": 1, "hosts": rows})
     specs = [spec(host.name, unit, quick=quick) for host in hosts for unit in host.units]
@@ -136,6 +137,10 @@ def build(base: Path, hosts: list[Host], *, quick: bool = False, notes: dict[str
             index |= _unit(made, spec(host.name, unit, quick=quick), unit)
     made.write(made.collect / "collected.json", {"schema": 1, "units": index})
     return made
+
+
+def _named(host: Host, notes: dict[str, str] | None) -> dict[str, Any]:
+    return {"name": host.name, "notes": notes or {}, "usd_per_hour": host.usd_per_hour}
 
 
 def _unit(made: Session, planned: RunSpec, unit: Unit) -> dict[str, Any]:

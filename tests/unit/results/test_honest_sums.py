@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from fleet import handoff
 from fleet.handoff import Attempt
 from fleet.results.export import export, units_frame
 from fleet.results.load import load
 from fleet.results.records import SessionResults, missing_as
 from fleet.session import Session
 from fleet.terms import HostState, Reason, UnitState
-from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build, sign
+from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build, facts, sign
 
 DETAIL = "mlperf_log_detail.txt"
 LOST = Attempt(state=UnitState.UNREACHABLE, reason=Reason.UNREACHABLE, cause="no answer for 25 s", ended_at=1.0)
@@ -49,6 +50,26 @@ def test_a_ready_host_that_lacks_a_unit_is_missing_with_the_units_cause(tmp_path
         "2 of 4 units; timeout: stopped after 30 s; no result (corrupt-files): not collected: the transfer broke off"
     )
     assert found.systems[0].reason is Reason.TIMEOUT
+
+
+def test_no_number_comes_from_a_unit_whose_instance_was_taken_back(tmp_path: Path) -> None:
+    notice = "spot interruption notice, action terminate at 2026-11-25T05:02:00Z"
+    # All its files are at home and whole, as an earlier start may leave them, or a host that lies.
+    taken = [
+        dataclasses.replace(unit, state=UnitState.INTERRUPTED, reason=Reason.INTERRUPTED, cause=notice)
+        for unit in ALL_FOUR
+    ]
+    session = build(tmp_path, [Host(name="a", units=tuple(taken)), Host(name="b", units=ALL_FOUR)])
+    found = load(session)
+    assert found.headline == "1 of 2 hosts, 4 of 8 units"
+    for unit in found.units[:4]:
+        assert (unit.state, unit.reason, unit.cause) == (UnitState.INTERRUPTED, Reason.INTERRUPTED, notice)
+        assert (unit.summary, unit.accuracy, unit.submittable, unit.measured) == (None, {}, False, False)
+        assert unit.not_submittable_because[0] == f"interrupted: {notice}"
+    frame = units_frame(found)
+    for number in ("value", "latency_p99_ms", "F1", "queries", "valid"):
+        assert frame[frame["host"] == "a"][number].isna().all()
+        assert frame[frame["host"] == "b"][number].notna().any()
 
 
 def test_hosts_that_were_left_out_are_missing_with_their_cause(tmp_path: Path) -> None:
@@ -273,3 +294,26 @@ def test_tables_hold_reasons_starts_warnings_and_hosts(tmp_path: Path) -> None:
     assert (two["reason"], two["starts"], two["earlier_causes"]) == ("no-space", 1, "")
     assert (two["host_state"], two["host_reason"]) == ("ready", "no-space")
     assert two["host_cause"] == "0 of 1 units; failed (no-space): disk full"
+
+
+def measured_by(session: Session, *instances: str) -> None:
+    """Say which instance each unit of the plan was started on."""
+    plan = handoff.plan(session)
+    specs = tuple(dataclasses.replace(spec, instance=name) for spec, name in zip(plan.units, instances, strict=True))
+    session.write(session.run / "plan.json", dataclasses.replace(plan, units=specs))
+
+
+def test_a_system_is_described_by_the_instance_that_measured_and_not_by_its_successor(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", kind="ec2", facts="laptop-hybrid-cores", units=ALL_FOUR)])
+    measured_by(session, *["i-1"] * 4)
+    session.write(handoff.facts_of(session, "i-1"), facts("aws-g5-xlarge"))
+    (system,) = load(session).systems
+    assert "A10G" in system.description["accelerator_model_name"]
+    assert system.warnings == ()
+
+
+def test_units_of_several_instances_under_one_name_are_said_with_the_number(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", kind="ec2", facts="aws-g5-xlarge", units=ALL_FOUR)])
+    measured_by(session, "i-1", "i-2", "i-2", "i-2")
+    (system,) = load(session).systems
+    assert system.warnings == ("measured on 2 instances of one type, units of each: i-1 (1), i-2 (3)",)

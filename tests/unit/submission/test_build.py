@@ -7,6 +7,7 @@ import pytest
 
 from fleet.errors import SubmissionError
 from fleet.handoff import Attempt
+from fleet.results.records import Cost, Price
 from fleet.submission import build as build_module
 from fleet.submission.build import build
 from fleet.submission.check import check
@@ -116,6 +117,28 @@ def test_warnings_and_earlier_starts_are_in_the_notes(tmp_path: Path) -> None:
     assert "- warning: KillUserProcesses=yes" in one
     other = (home / "results/beta/tiny-bert/SingleStream/README.md").read_text()
     assert "warning" not in other
+
+
+def test_what_it_cost_is_in_the_notes_and_nothing_where_nobody_knows(tmp_path: Path) -> None:
+    session, results = example.make(tmp_path)
+    build(session, results)
+    notes = session.submission / "open/ExampleLab/documentation/README.md"
+    assert "cost" not in notes.read_text()
+    price = Price(usd_per_hour=1.006, source="pricing-api 2026-11-25", market="on-demand")
+    results = example.change(results, SS, price=price, usd_per_million=2.5, million_of="samples")
+    cost = Cost(
+        usd=3.1, instances_usd=3.1, own_usd=0.0, measured_usd=2.0, besides_usd=0.1, besides_source="table 2026-08-17",
+        instances=1, open=(), unpriced=("beta",),
+    )  # fmt: skip
+    build(session, dataclasses.replace(results, cost=cost))
+    text = notes.read_text()
+    assert "not an MLPerf metric, not verified by MLCommons Association" in text
+    assert "- $3.10, of which units ran for $2.00" in text
+    assert "- without a price, so not in the sum: beta" in text
+    said = "$2.50 / M samples at $1.006 an hour (on-demand, pricing-api 2026-11-25)"
+    assert f"- alpha: tiny-bert SingleStream: {said}" in text
+    assert "beta: tiny-bert" not in text.partition("## What it cost")[2]
+    assert check(session, example.ROUND) == ()
 
 
 @pytest.mark.parametrize(("division", "entries"), [("open", 4), ("closed", 0)])
