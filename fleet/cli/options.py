@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from fleet import campaign as campaigns
-from fleet import handoff, resume
+from fleet import cancel, handoff, resume
 from fleet import session as sessions
 from fleet.campaign import Campaign
 from fleet.cli import output
@@ -162,6 +162,7 @@ def outing(
         subset.check(host.name for host in _hosts(session, campaign, file))
     stop = threading.Event()
     with session.locked(_typed()), output.watching(quiet=quiet) as watch:
+        cancel.forget(session)
         try:
             yield Outing(
                 session=session,
