@@ -44,7 +44,7 @@ def cancel(session: Session, names: Sequence[str]) -> tuple[Cancelled, ...]:
     was started yet.
     """
     if not handoff.planned(session):
-        raise SessionError(f"nothing was started in session {session.id}", hint=f"fleet status --session {session.id}")
+        raise SessionError(f"nothing was started in session {session.id}", hint=f"fleet status {session.option}")
     plan = handoff.plan(session)
     hosts, units = _meant(plan, names)
     folder = launch.cancel_folder(session)

@@ -140,23 +140,27 @@ def results(outing: Outing) -> Any:
     return found
 
 
+def read_results(outing: Outing) -> Any:
+    """What the results stage left."""
+    from fleet.results.records import SessionResults
+
+    return outing.session.read(outing.session.results / "results.json", SessionResults)
+
+
 def submission(outing: Outing) -> Any:
     """Build the submission tree."""
-    from fleet.results.records import SessionResults
     from fleet.submission import build
 
     outing.watch.stage("submission", "one tree for all hosts")
-    found = outing.session.read(outing.session.results / "results.json", SessionResults)
-    return build.build(outing.session, found)
+    return build.build(outing.session, read_results(outing))
 
 
 def report(outing: Outing) -> Any:
     """Write the report."""
     from fleet.report import html
-    from fleet.results.records import SessionResults
 
     outing.watch.stage("report", "one file that opens offline")
-    return html.write(outing.session, outing.session.read(outing.session.results / "results.json", SessionResults))
+    return html.write(outing.session, read_results(outing))
 
 
 FROM_FILES: dict[str, Callable[[Outing], Any]] = {

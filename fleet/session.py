@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import time
@@ -32,6 +33,8 @@ from fleet.errors import SessionError
 from fleet.harness.contract import write_json
 
 SCHEMA = 1
+SESSIONS = "sessions"
+"""The folder that holds sessions, unless somebody names another."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 ASKED_S = 0.5
 """So long a session may look held because somebody asks."""
@@ -48,6 +51,13 @@ class Session:
     def id(self) -> str:
         """The folder's name."""
         return self.root.name
+
+    @property
+    def option(self) -> str:
+        """How a command is told of this session: `--session ID`, and the folder where that is not the usual one."""
+        base = self.root.parent
+        usual = base.resolve() == Path(SESSIONS).resolve()
+        return f"--session {self.id}" if usual else f"--sessions {shlex.quote(str(base))} --session {self.id}"
 
     @property
     def campaign_file(self) -> Path:
@@ -139,7 +149,7 @@ class Session:
             stage = path.relative_to(self.root).parts[0]
             raise SessionError(
                 f"{path.relative_to(self.root)}: missing in session {self.id}",
-                hint=f"fleet {stage}, which writes it, or fleet bench --session {self.id}",
+                hint=f"fleet {stage}, which writes it, or fleet bench {self.option}",
             ) from error
         except ValidationError as error:
             first = error.errors()[0]

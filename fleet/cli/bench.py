@@ -54,7 +54,7 @@ def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json
             refused = error.message
     results = found["results"]
     if as_json:
-        output.print_json(results)
+        output.print_json(results, headline=results.headline)
     else:
         output.print_table(results.headline, *tables.results(results))
         for line in tables.warnings(handoff.readiness(outing.session)):

@@ -4,11 +4,9 @@ import json
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -17,46 +15,14 @@ from click.testing import CliRunner
 
 from fleet import handoff
 from fleet import session as sessions
-from fleet.cli.main import VERBS, cli, main
+from fleet.cli.main import VERBS, cli
 from fleet.handoff import Attempt, HostRecord, Plan, UnitRecord
 from fleet.terms import HostState, Reason, UnitState
+from tests.unit.cli.command import Done, Fleet
 from tests.unit.fakes import MINIMAL, scene, status
 from tests.unit.results.session_files import Unit, spec
 
 TOP = Path(__file__).parents[3]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Fleet = Callable[..., Done]
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Fleet]:
-    """Runs the command's entry point in an empty folder; an exception that is no exit fails the test."""
-    for name in ("FLEET_FILE", "FLEET_SESSIONS", "FLEET_SSH_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: str) -> Done:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["fleet", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Done(ended.value.code, said.out, said.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def by_itself(*arguments: str) -> Done:
