@@ -72,8 +72,11 @@ def tell(item: Polled, known: dict[str, UnitRecord], watch: Watch) -> None:
             short = unit.removeprefix(name + ".") + known[unit].remark
             left = sum(_left(known[other].status) for other in item.specs)
             text = f"{short} ({number}/{len(item.specs)}), {status.samples_done} samples, {spent:.0f} s"
+            if late := spent > status.expected_s > 0:
+                text += ", longer than expected"
             if left >= MINUTE:
-                text += f", about {duration(left / MINUTE)} left"
+                # Of a unit that is late nobody knows how long it will still take.
+                text += f", about {duration(left / MINUTE)} {'for the others' if late else 'left'}"
             watch.host(name, text, fraction=fraction)
             return
 

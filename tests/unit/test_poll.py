@@ -236,6 +236,22 @@ def test_how_long_is_left_is_said_in_words(asked: Asked) -> None:
     assert any(text.endswith("about 2.0 h left") for _, text in watch.lines)
 
 
+def test_a_unit_that_is_late_is_said_to_be(asked: Asked) -> None:
+    def late(**more: float) -> str:
+        running = status("h01.a", UnitState.RUNNING, boot_id="boot-1", heartbeat_at=999.0, started_at=399.0, **more)
+        queued = status("h01.b", UnitState.QUEUED, boot_id="boot-1", heartbeat_at=999.0, expected_s=6000.0)
+        return answer(running, queued)
+
+    watch = RecordingWatch()
+    ends = answer(status("h01.a"), status("h01.b"))
+    asked(units=("a", "b"), watch=watch, h01=FakeConnection([late(expected_s=590.0), ends]))
+    assert any(text.endswith("600 s, longer than expected, about 1.7 h for the others") for _, text in watch.lines)
+    watch = RecordingWatch()
+    # Of a unit that nothing was expected of nothing is said.
+    asked(units=("a", "b"), watch=watch, h01=FakeConnection([late(), ends]))
+    assert not any("longer than expected" in text for _, text in watch.lines)
+
+
 class Frozen(FakeConnection):
     """Takes its units, answers once, and then says nothing until `thaw` is set, or the connection is closed."""
 
