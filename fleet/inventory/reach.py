@@ -6,6 +6,7 @@ The probe before any Ansible says why a host cannot be used; the run stage polls
 import base64
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import shlex
@@ -34,8 +35,13 @@ STALLED_S = 15.0
 """A transfer in which nothing came for so long has broken off."""
 UNACKNOWLEDGED_S = 20.0
 """What a host has not acknowledged for so long ends the connection: keepalives only send, and notice nothing."""
+SILENT = re.compile("protocol banner|No existing session")
+"""What paramiko says of a frozen host, whose kernel still takes connections."""
 ANSIBLE_NEEDS_KIB = 16 * 1024
 """Below this Ansible itself fails on a host, with words that do not say why."""
+
+# Its threads log what also becomes an answer here, with a traceback: for who asks for logs, not onto every screen.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +293,11 @@ def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreach
         return Unreachable(lost, f"the name {target.hostname} does not resolve", by_hand)
     if isinstance(error, TimeoutError):
         return Unreachable(lost, f"no answer from {where} in {target.connect_timeout:.0f} s", by_hand)
-    return Unreachable(lost, f"{where}: {_words(error)}", by_hand)
+    silent = isinstance(error, paramiko.SSHException) and SILENT.search(str(error))
+    said = (
+        f"no answer from {where}: it takes the connection and says nothing" if silent else f"{where}: {_words(error)}"
+    )
+    return Unreachable(lost, said, by_hand)
 
 
 def _words(error: Exception) -> str:
