@@ -269,18 +269,17 @@ class Frozen(FakeConnection):
 
 def test_any_number_of_frozen_hosts_holds_no_other_up(asked: Asked) -> None:
     frozen = {f"f{number:02}": Frozen([answer(status(f"f{number:02}.u", UnitState.RUNNING))]) for number in range(70)}
-    started = time.monotonic()
     watch = RecordingWatch()
     good = FakeConnection([answer(status("good.u", UnitState.RUNNING)), answer(status("good.u"))])
     try:
-        found = asked(**frozen, good=good, watch=watch)
+        # Long enough for a machine on which others compute to ask the good one twice.
+        found = asked(**frozen, good=good, watch=watch, lost_after_s=3.0)
     finally:
         for connection in frozen.values():
             connection.thaw.set()
     assert found["good.u"].state is UnitState.DONE
     assert {record.state for record in found.values()} == {UnitState.DONE, UnitState.UNREACHABLE}
     assert watch.ended[0] == "good"
-    assert time.monotonic() - started < 15
 
 
 def test_a_lost_host_is_asked_on_while_others_work_and_its_units_come_back(asked: Asked) -> None:
