@@ -176,7 +176,10 @@ class Poll:
         item.asking = True
         if starting:
             minutes = sum(spec.expected_s for spec in specs) / MINUTE
-            self.watch.host(item.host.name, f"starting {len(specs)} units, about {duration(minutes)}")
+            self.watch.host(
+                item.host.name,
+                f"starting {len(specs)} {'unit' if len(specs) == 1 else 'units'}, about {duration(minutes)}",
+            )
 
         def work() -> _Visit:
             try:

@@ -28,12 +28,12 @@ def command(ctx: click.Context, session_id: str | None, base: Path, as_json: boo
         return ExitCode.OK
     session = options.existing(base, session_id)
     with options.outing(session, session.campaign_file, quiet=as_json) as outing:
-        found = pipeline.read_results(outing)
         try:
             built = pipeline.submission(outing)
         except SubmissionError as error:
-            error.exit_code = ExitCode.worst([error.exit_code, tables.results_code(found)])
+            error.exit_code = ExitCode.worst([error.exit_code, tables.results_code(pipeline.read_results(outing))])
             raise
+        found = pipeline.read_results(outing)
     if as_json:
         output.print_json(built, headline=found.headline)
     else:

@@ -30,7 +30,8 @@ def test_at_provision(outing: MakeOuting) -> None:
 
 @pytest.mark.faults
 def test_at_run(outing: MakeOuting) -> None:
-    out = outing()
+    # It is tried again once, by default after two minutes.
+    out = outing(run={"retry": {"no-space": {"times": 1, "after_s": 5}}})
     out.start()
     out.until_running("h03")
     out.inject(out.lab["h03"].fill_disk)
