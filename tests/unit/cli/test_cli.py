@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from fleet import handoff
@@ -144,6 +145,18 @@ def test_init_writes_a_campaign_once(fleet: Fleet, tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "other.yml").is_file()
     assert fleet("init", "--force").returncode == 0
     assert (tmp_path / "fleet.yml").read_text(encoding="utf-8") != written
+
+
+@pytest.mark.parametrize(("uid", "line"), [(0, "    # user: me   "), (65534, '    user: "nobody"')])
+def test_init_asks_no_host_for_root(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, line: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    assert fleet("init").returncode == 0
+    written = (tmp_path / "fleet.yml").read_text(encoding="utf-8")
+    assert f"\n{line}" in written
+    assert "YOUR_USER" not in written
+    assert "root" not in yaml.safe_load(written)["hosts"][0].values()
 
 
 def test_the_schema_on_stdout_is_a_schema(fleet: Fleet) -> None:
