@@ -312,7 +312,7 @@ def _from_host(collector: Collector, host: Host, work_dir: str, records: list[Un
 def _fetch(collector: Collector, connection: reach.Connection, work_dir: str, record: UnitRecord) -> None:
     """Bring one unit. Raises Unreachable when the host has fallen silent."""
     if not record.state.ended:
-        wait = f"fleet bench {collector.session.option}"
+        wait = f"fleet bench --session {collector.session.id}"
         collector.missing(record.unit, f"still {record.state} there, as far as is known: {wait}", record.reason)
     elif not collector.is_home(record.unit):
         home = collector.bring(connection, work_dir, record)
