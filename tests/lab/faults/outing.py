@@ -347,13 +347,18 @@ class Outing:
     def row(self, fault: str, host: str, pattern: str = "") -> Row:
         """What is to be told of the fault, from the bench that ended last; not yet kept."""
         line = self.told(host, pattern) if pattern else None
-        states = dict.fromkeys(self.states(host)) if self._first else {}
+        results = self.session / "results" / "results.json"
+        units = self._first or (self.results() if results.is_file() else [])
+        states = [unit["state"] for unit in units if unit["host"].startswith(host)]
+        # Where the fault has ended the command before there were any results.
+        states = states or [self.state(unit) for unit in self._planned()]
+        missing = sum(not _measured(unit) for unit in units) if units else len(self._planned())
         return Row(
             fault=fault,
             sees=_TOLD.sub(r"\1", line.text) if line else "",
-            state=", ".join(states),
+            state=", ".join(dict.fromkeys(filter(None, states))),
             noticed_s=None if line is None else round(line.at - self._injected, 1),
-            lacking=sum(not _measured(unit) for unit in self._first),
+            lacking=missing,
         )
 
     def keep(self, row: Row) -> None:

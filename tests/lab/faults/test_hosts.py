@@ -60,6 +60,9 @@ def test_a_host_that_hangs_while_it_is_made_ready_holds_nobody(outing: MakeOutin
     out.inject(out.lab["h02"].freeze)
     out.until("h01 and h03 running", lambda: all(out.state(f"{host}.{SECOND}") for host in ("h01", "h03")), timeout=20)
     assert out.end() == MISSING
+    noticed = out.noticed("h02", "no answer|lost|unreachable")
+    assert noticed is not None, out.text
+    assert noticed < 30
     out.recover("host frozen for good, being provisioned", "h02", "no answer|lost|unreachable", missing=["h02"])
 
 
