@@ -94,9 +94,13 @@ def prepare_and_measure(outing: Outing) -> Any:
     """Provision and run at once: a host that is ready measures while others are still being made ready."""
     ready: run.Ready = queue.SimpleQueue()
     begun = threading.Event()
+    stopped = threading.Event()
     failed: list[BaseException] = []
 
     def settled(found: Readiness) -> None:
+        if stopped.is_set():
+            # Nobody starts anything any more: planning for it would be cut off in the middle of a file.
+            return
         ready.put(found)
         if found.state is HostState.READY:
             begun.set()
@@ -107,7 +111,8 @@ def prepare_and_measure(outing: Outing) -> Any:
         except BaseException as error:  # noqa: BLE001 - raised below, where somebody sees it
             failed.append(error)
         finally:
-            ready.put(None)
+            if not stopped.is_set():
+                ready.put(None)
             begun.set()
 
     thread = threading.Thread(target=prepare, name="provision", daemon=True)
@@ -116,6 +121,7 @@ def prepare_and_measure(outing: Outing) -> Any:
         begun.wait()
         found = measure(outing, ready) if not failed else None
     except BaseException:
+        stopped.set()
         outing.stop()
         thread.join(STOPPING_S)
         raise
