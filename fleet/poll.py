@@ -258,6 +258,7 @@ class Poll:
             if _is_settled(record):
                 continue
             updated = self._confirmed(item, record, answers.update(record, word))
+            polled.tell_conditions(item, record, updated, self.watch)
             if updated.state.ended:
                 self._ended(item, updated)
             else:

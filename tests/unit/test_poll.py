@@ -252,6 +252,16 @@ def test_a_unit_that_is_late_is_said_to_be(asked: Asked) -> None:
     assert not any("longer than expected" in text for _, text in watch.lines)
 
 
+def test_a_unit_that_gets_onto_battery_is_said_to_once_while_it_runs(asked: Asked) -> None:
+    def seen(**conditions: float) -> str:
+        return answer(status("h01.u", UnitState.RUNNING, boot_id="boot-1", beat_uptime=999.0, conditions=conditions))
+
+    watch = RecordingWatch()
+    connection = FakeConnection([seen(battery=0.0), seen(battery=1.0), seen(battery=2.0), answer(status("h01.u"))])
+    asked(watch=watch, h01=connection)
+    assert watch.notes == ["h01: u: on battery"]
+
+
 class Frozen(FakeConnection):
     """Takes its units, answers once, and then says nothing until `thaw` is set, or the connection is closed."""
 

@@ -224,7 +224,7 @@ class Outing:
 
         A row of a table is one line here, however it was folded.
         """
-        for line in [*self.lines, *self._table_rows()]:
+        for line in [*(line for line in self.lines if _BAR not in line.text), *self._table_rows()]:
             if line.at >= self._injected and host in line.text and re.search(pattern, line.text):
                 return line
         return None
