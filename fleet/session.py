@@ -17,6 +17,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 ASKED_S = 0.5
 """So long a session may look held because somebody asks."""
 T = TypeVar("T")
+_WRITING = threading.Lock()
+_CLOSED: set[Path] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +162,21 @@ class Session:
             ) from error
 
     def write(self, path: Path, value: Any) -> None:
-        """Write `value` (dataclass, pydantic model, list, dict) as sorted JSON, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, TypeAdapter(Any).dump_python(value, mode="json"))
+        """Write `value` (dataclass, pydantic model, list, dict) as sorted JSON, atomically.
+
+        Raises OSError, and SessionError once the session is closed.
+        """
+        data = TypeAdapter(Any).dump_python(value, mode="json")
+        with _WRITING:
+            if self.root in _CLOSED:
+                raise SessionError(f"session {self.id}: the command was interrupted")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, data)
+
+    def close(self) -> None:
+        """Let nobody begin another file: this process is about to end, and its threads with it, wherever they are."""
+        with _WRITING:
+            _CLOSED.add(self.root)
 
     @contextmanager
     def locked(self, command: str = "") -> Iterator[None]:
@@ -178,6 +193,7 @@ class Session:
                 f"session {self.id} is in use by {self.owner() or 'another controller'}",
                 hint="wait for it, or use --session with another",
             ) from error
+        _CLOSED.discard(self.root)
         try:
             write_json(
                 self._controller,

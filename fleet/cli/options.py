@@ -177,6 +177,7 @@ def outing(
             )
         except KeyboardInterrupt as error:
             stop.set()
+            session.close()
             said = "units that were started go on at their hosts"
             raise Interrupted(said, hint=f"fleet bench {session.option}") from error
 
