@@ -49,7 +49,7 @@ test-gpu: $(VENV)/.dev  ## Test what needs an NVIDIA GPU, on a machine that has 
 .PHONY: test-faults
 test-faults: $(VENV)/.dev system-packages  ## Break things in the middle of outings; makes the table of docs/reliability.md
 	rm -f build/reliability.json
-	$(BIN)/python -m pytest -m lab tests/lab/test_knobs.py tests/lab/faults
+	$(BIN)/python -m pytest -m lab tests/lab/test_knobs.py tests/lab/test_going_on.py tests/lab/faults
 	$(BIN)/python -m tests.lab.faults.rows
 
 .PHONY: test-scale
