@@ -15,13 +15,13 @@ help:  ## Show what there is
 
 $(VENV)/.base: requirements/controller.txt pyproject.toml
 	@./.ci/venv $(PYTHON) $(VENV)
-	echo "installing the controller into $(VENV)"
+	echo "installing the controller into $(VENV): $$(grep -c == requirements/controller.txt) packages, ansible-core, paramiko, pandas and plotly among them"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/controller.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base requirements/dev.txt requirements/harness.txt requirements/backend-pytorch.txt requirements/checkpoint.txt
-	@echo "installing what the tests need"
+	@echo "installing what the tests need: $$(cat requirements/{dev,harness,backend-pytorch}.txt | grep -o '^[^=]*==' | sort -u | wc -l) packages, PyTorch, TensorFlow and ONNX Runtime among them; gigabytes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt \
 		-r requirements/harness.txt -r requirements/backend-pytorch.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/checkpoint.txt
@@ -33,6 +33,7 @@ setup: $(VENV)/.base  ## Install the controller into .venv
 .PHONY: demo
 demo: $(VENV)/.base  ## Benchmark this machine: a quick run, from preflight to submission and report
 	@mkdir -p demo
+	echo "benchmarking this machine; LoadGen, PyTorch and the demo model go to ~/.mlperf-fleet first"
 	test -f demo/fleet.yml || $(BIN)/fleet init --local demo/fleet.yml
 	cd demo && ../$(BIN)/fleet bench --quick
 
@@ -48,7 +49,8 @@ test-gpu: $(VENV)/.dev  ## Test what needs an NVIDIA GPU, on a machine that has 
 .PHONY: test-faults
 test-faults: $(VENV)/.dev system-packages  ## Break things in the middle of outings; makes the table of docs/reliability.md
 	rm -f build/reliability.json
-	$(BIN)/python -m pytest -m lab tests/lab/test_knobs.py tests/lab/faults tests/cloud/test_end_to_end_faults.py
+	$(BIN)/python -m pytest -m lab tests/lab/test_knobs.py tests/lab/test_going_on.py tests/lab/faults \
+		tests/cloud/test_end_to_end_faults.py
 	$(BIN)/python -m tests.lab.faults.rows
 
 .PHONY: test-scale

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import handoff, subset, threads
+from fleet import handoff, launch, subset, threads
 from fleet.errors import CampaignError, SessionError
 from fleet.handoff import Plan, UnitRecord
 from fleet.harness.contract import Reason, UnitState
@@ -44,10 +44,10 @@ def cancel(session: Session, names: Sequence[str]) -> tuple[Cancelled, ...]:
     was started yet.
     """
     if not handoff.planned(session):
-        raise SessionError(f"nothing was started in session {session.id}", hint=f"fleet status --session {session.id}")
+        raise SessionError(f"nothing was started in session {session.id}", hint=f"fleet status {session.option}")
     plan = handoff.plan(session)
     hosts, units = _meant(plan, names)
-    folder = session.run / "cancel"
+    folder = launch.cancel_folder(session)
     folder.mkdir(parents=True, exist_ok=True)
     for name in [*hosts, *units]:
         (folder / name).touch()
@@ -67,6 +67,12 @@ def cancel(session: Session, names: Sequence[str]) -> tuple[Cancelled, ...]:
     found = tuple(_cancelled(records[unit], said.get(records[unit].host)) for unit in meant)
     _note(session, found, records)
     return found
+
+
+def forget(session: Session) -> None:
+    """What was cancelled until now is asked for again: by the command that has just taken the session, not later."""
+    for path in launch.cancel_folder(session).glob("*"):
+        path.unlink(missing_ok=True)
 
 
 def _meant(plan: Plan, names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -237,7 +237,12 @@ def collect(session: Session, watch: Watch, subset: Subset = EVERYTHING) -> dict
 
 
 def _may_be_there(record: UnitRecord) -> bool:
-    """Whether a host may have run a unit although this side never heard of it."""
+    """Whether a host may have run a unit although this side never heard of it.
+
+    Among them units that it had been given, and that this side then left out, or found it not ready to go on with.
+    """
+    if record.state in {UnitState.NOT_READY, UnitState.LEFT_OUT}:
+        return record.status is not None
     return record.state in {UnitState.QUEUED, UnitState.RUNNING, UnitState.UNREACHABLE}
 
 
@@ -291,7 +296,8 @@ def _asked_anew(
         updated = record
         # Of a unit that never came to the host there is nothing to say but what is known.
         if record.unit in asked and record.unit in word.statuses:
-            updated = answers.update(record, word)
+            # What this side called an end was none of the host's.
+            updated = answers.update(replace(record, state=UnitState.UNREACHABLE), word)
             if updated != record:
                 session.write(session.run / "units" / f"{record.unit}.json", updated)
         found.append(updated)

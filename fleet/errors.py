@@ -58,6 +58,15 @@ class FleetError(Exception):
         """The next command or edit that helps, in the imperative; may be empty."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, with what is to be known and done after it; exit 130, as for any other."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
 class CampaignError(FleetError):
     """fleet.yml or an argument is wrong; nothing was started."""
 

@@ -10,6 +10,8 @@ from fleet.terms import HostState
 
 SAID_AT_MOST = 60
 """Characters of a value that is told to people."""
+NAMED = 6
+"""Differences that are told before they are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,15 +208,15 @@ def pending(spec: RunSpec) -> UnitRecord:
 
 UNMEASURED = frozenset(
     {
-        "unit",
+        "schema",
         "session",
-        "host",
         "work_dir",
         "start",
         "attempt",
         "labels",
         "expected_s",
         "deadline_s",
+        "conditions",
         "lock",
         "instance",
         "market",
@@ -224,22 +226,30 @@ UNMEASURED = frozenset(
 
 
 def difference(old: RunSpec, new: RunSpec) -> str:
-    """What makes two specs two measurements, for people; empty when a number of one is a number of the other."""
+    """What makes two specs two measurements, `driver 550.1 → 560.2, user_conf changed`; empty when nothing does.
+
+    Then a number of one is a number of the other. A spec may come from a host: what is said of it is one bounded line.
+    """
+    found = []
     for name in sorted(set(old.lock) | set(new.lock)):
         before, after = old.lock.get(name, ""), new.lock.get(name, "")
         # Weights are known once they lie on the host; from then on they must not change.
         if before != after and not (name == "weights" and not (before and after)):
-            return _told(name.removeprefix("wheel:"), before, after)
+            found.append(_told(name.removeprefix("wheel:"), before, after))
     one, other = asdict(old), asdict(new)
-    changed = next((name for name in one if name not in UNMEASURED and one[name] != other[name]), "")
-    return _told(changed, one[changed], other[changed]) if changed else ""
+    found += [
+        _told(name, one[name], other[name]) for name in one if name not in UNMEASURED and one[name] != other[name]
+    ]
+    more = [f"and {len(found) - NAMED} more"] if len(found) > NAMED else []
+    return ", ".join([*found[:NAMED], *more])
 
 
 def _told(name: str, before: object, after: object) -> str:
     """What changed, in a line: digests by their beginnings, long texts not at all."""
     short = [" ".join(str(value).split()) or "none" for value in (before, after)]
     short = [text[:12] if re.fullmatch(r"[0-9a-f]{16,}", text) else text for text in short]
-    return f"{name} {' → '.join(short)}" if max(map(len, short)) <= SAID_AT_MOST else f"{name} changed"
+    changed = "changed" if max(map(len, short)) > SAID_AT_MOST else " → ".join(short)
+    return f"{' '.join(name.split())[:SAID_AT_MOST]} {changed}"
 
 
 def same_run(one: RunSpec, other: RunSpec) -> bool:

@@ -40,6 +40,11 @@ def batches(pairs: Iterable[tuple[Readiness, Sequence[RunSpec]]]) -> Batches:
     return made
 
 
+def cancel_folder(session: Session) -> Path:
+    """Where `fleet cancel` leaves the names of hosts and units, for the controller that runs them."""
+    return session.run / "cancel"
+
+
 def by_host(readiness: Iterable[Readiness], wanted: Iterable[RunSpec]) -> list[tuple[Readiness, list[RunSpec]]]:
     """`wanted` by host, in order. A host without readiness was never provisioned, and its units will say so."""
     found = {item.host: item for item in readiness}
@@ -77,9 +82,6 @@ class Launcher:
         `bring` is asked for once the first is started. What ended for a reason that may pass is started again on the
         same host, as the campaign's `run.retry` says. Raises OSError when records could not be written to the last.
         """
-        for path in self._cancel_folder().glob("*"):
-            # Asked for again, after it was cancelled.
-            path.unlink(missing_ok=True)
         hosts = {host.name: host for host in files.hosts(self.session)}
         home = cache(bring)
         known: dict[str, UnitRecord] = {}
@@ -106,13 +108,9 @@ class Launcher:
             token=self.token,
             lost_after_s=self.campaign.run.lost_after_s,
             policy=lambda reason: retries.policy(self.campaign, reason),
-            cancelled=lambda: {path.name for path in self._cancel_folder().glob("*")},
+            cancelled=lambda: {path.name for path in cancel_folder(self.session).glob("*")},
         ).run(batches, accept)
         self._write_rest()
-
-    def _cancel_folder(self) -> Path:
-        """Where `fleet cancel` leaves the names of hosts and units, for the controller that runs them."""
-        return self.session.run / "cancel"
 
     def _may_start(self, host: Readiness, spec: RunSpec, known: dict[str, UnitRecord]) -> bool:
         """Whether the unit can start at all; one that cannot ends here, with the cause."""

@@ -115,9 +115,13 @@ def prepare_and_measure(outing: Outing) -> Any:
     """Provision and run at once: a host that is ready measures while others are still being made ready."""
     ready: run.Ready = queue.SimpleQueue()
     begun = threading.Event()
+    stopped = threading.Event()
     failed: list[BaseException] = []
 
     def settled(found: Readiness) -> None:
+        if stopped.is_set():
+            # Nobody starts anything any more: planning for it would be cut off in the middle of a file.
+            return
         ready.put(found)
         if found.state is HostState.READY:
             begun.set()
@@ -128,7 +132,8 @@ def prepare_and_measure(outing: Outing) -> Any:
         except BaseException as error:  # noqa: BLE001 - raised below, where somebody sees it
             failed.append(error)
         finally:
-            ready.put(None)
+            if not stopped.is_set():
+                ready.put(None)
             begun.set()
 
     thread = threading.Thread(target=prepare, name="provision", daemon=True)
@@ -137,6 +142,7 @@ def prepare_and_measure(outing: Outing) -> Any:
         begun.wait()
         found = measure(outing, ready) if not failed else None
     except BaseException:
+        stopped.set()
         outing.stop()
         thread.join(STOPPING_S)
         raise
@@ -182,23 +188,27 @@ def results(outing: Outing) -> Any:
     return found
 
 
+def read_results(outing: Outing) -> Any:
+    """What the results stage left."""
+    from fleet.results.records import SessionResults
+
+    return outing.session.read(outing.session.results / "results.json", SessionResults)
+
+
 def submission(outing: Outing) -> Any:
     """Build the submission tree."""
-    from fleet.results.records import SessionResults
     from fleet.submission import build
 
     outing.watch.stage("submission", "one tree for all hosts")
-    found = outing.session.read(outing.session.results / "results.json", SessionResults)
-    return build.build(outing.session, found)
+    return build.build(outing.session, read_results(outing))
 
 
 def report(outing: Outing) -> Any:
     """Write the report."""
     from fleet.report import html
-    from fleet.results.records import SessionResults
 
     outing.watch.stage("report", "one file that opens offline")
-    return html.write(outing.session, outing.session.read(outing.session.results / "results.json", SessionResults))
+    return html.write(outing.session, read_results(outing))
 
 
 FROM_FILES: dict[str, Callable[[Outing], Any]] = {

@@ -64,6 +64,9 @@ class HostOutcome:
 
 GRACE_S = 5.0
 """Seconds that ansible-playbook gets to end its workers before it is killed."""
+REFUSED = "Failed to connect to the host via ssh: "
+BROKE_OFF = re.compile("^(Task failed: )?Data could not be sent to remote host .*can be reached over ssh: ")
+"""What Ansible puts before what ssh said: at a task's beginning, and in its middle."""
 SSH_SAID = re.compile(r"ssh: .|kex_exchange|Connection (closed|reset|refused|timed out)|.*: Permission denied")
 """What ssh itself says, among the lines of banners."""
 
@@ -133,7 +136,7 @@ class AnsiblePlays:
         return outcomes
 
 
-KEEPALIVE = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+KEEPALIVE = "-o ControlMaster=auto -o ControlPersist=60s -o ServerAliveInterval=5 -o ServerAliveCountMax=2"
 """As in playbooks/ansible.cfg, which plays without fleet go by."""
 
 
@@ -236,7 +239,7 @@ def _unreachable(said: str) -> tuple[HostState, str, str]:
         return HostState.CHANGED_KEY, "its host key changed", "fleet check names both keys, and the command if it may"
     if "Host key verification failed" in said:
         return HostState.UNKNOWN_KEY, "its host key is not in your known_hosts", "fleet check names it"
-    lines = [line.removeprefix("Failed to connect to the host via ssh: ").strip() for line in said.splitlines()]
+    lines = [BROKE_OFF.sub("no answer: ", line).removeprefix(REFUSED).strip() for line in said.splitlines()]
     spoken = [line for line in lines if re.search("[A-Za-z]", line)]
     of_ssh = [line for line in spoken if SSH_SAID.match(line)]
     return HostState.UNREACHABLE, ([*of_ssh[-1:], *spoken, "no answer over ssh"])[0][:500], ""

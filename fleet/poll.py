@@ -177,7 +177,10 @@ class Poll:
         item.asking = True
         if starting:
             minutes = sum(spec.expected_s for spec in specs) / MINUTE
-            self.watch.host(item.host.name, f"starting {len(specs)} units, about {duration(minutes)}")
+            self.watch.host(
+                item.host.name,
+                f"starting {len(specs)} {'unit' if len(specs) == 1 else 'units'}, about {duration(minutes)}",
+            )
 
         def work() -> _Visit:
             try:
@@ -261,6 +264,7 @@ class Poll:
             if _is_settled(record):
                 continue
             updated = self._confirmed(item, record, answers.update(record, word))
+            polled.tell_conditions(item, record, updated, self.watch)
             if updated.state.ended:
                 self._ended(item, updated)
             else:

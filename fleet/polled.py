@@ -7,6 +7,7 @@ from fleet.handoff import UnitRecord
 from fleet.harness.contract import RunSpec, UnitState, UnitStatus
 from fleet.inventory import reach
 from fleet.inventory.hosts import Host
+from fleet.results import caveats
 from fleet.terms import HostState
 from fleet.watch import Watch, duration
 
@@ -74,10 +75,23 @@ def tell(item: Polled, known: dict[str, UnitRecord], watch: Watch) -> None:
             short = unit.removeprefix(name + ".") + known[unit].remark
             left = sum(_left(known[other].status) for other in item.specs)
             text = f"{short} ({number}/{len(item.specs)}), {status.samples_done} samples, {spent:.0f} s"
+            if late := spent > status.expected_s > 0:
+                text += ", longer than expected"
             if left >= MINUTE:
-                text += f", about {duration(left / MINUTE)} left"
+                # Of a unit that is late nobody knows how long it will still take.
+                text += f", about {duration(left / MINUTE)} {'for the others' if late else 'left'}"
             watch.host(name, text, fraction=fraction)
             return
+
+
+def tell_conditions(item: Polled, before: UnitRecord, now: UnitRecord, watch: Watch) -> None:
+    """A unit that has got onto battery, asleep or too hot since its host was last asked: a line that stays."""
+    known = before.status.conditions if before.status is not None else {}
+    seen = now.status.conditions if now.status is not None else {}
+    ignored = item.specs[now.unit].conditions
+    for name, words in caveats.CONDITIONS.items():
+        if seen.get(name, 0) > 0 and known.get(name, 0) <= 0 and ignored.get(name) != caveats.IGNORE:
+            watch.note(f"{item.host.name}: {now.unit.removeprefix(item.host.name + '.')}: {words}")
 
 
 def age(status: UnitStatus) -> float:

@@ -197,7 +197,7 @@ class _Stage:
                 # At once, not at the end: a controller that dies now has not provisioned for nothing.
                 rows = tuple(self._earlier[name] for name in self._reachable if name in self._earlier)
                 self._session.write(self._session.provision / "readiness.json", ReadinessFile(hosts=rows))
-        self._watch.host(name, found.cause or "ready", ended=True)
+        self._watch.host(name, found.cause or "; ".join(["ready", *found.warnings]), ended=True)
         self._on_ready(found)
 
 

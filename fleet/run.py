@@ -7,6 +7,7 @@ on, and ends in a named state with a cause.
 import functools
 import queue
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from fleet import handoff, launch, planning, resume, threads
 from fleet.campaign import Campaign
@@ -37,11 +38,12 @@ def run(
 ) -> tuple[UnitRecord, ...]:
     """Run what is not done yet and return one record per planned unit.
 
-    `bringer` is called once the plan is written. Hosts come from `ready`, or are all there as provision left them.
+    `bringer` is called once the plan is written. Hosts come from `ready`, or are all there as provision left them; of
+    those, one that was away then is asked anew.
     """
     watch.stage("run", "LoadGen on every host that is ready")
     launcher = launch.Launcher(session=session, campaign=campaign, watch=watch, folder=session.run, token=session.token)
-    feeder = _Feeder(launcher, quick=quick, subset=subset)
+    feeder = _Feeder(launcher, quick=quick, subset=subset, fresh=ready is not None)
     feeder.begin()
     batches: launch.Batches = queue.SimpleQueue()
     threads.start(lambda: feeder.feed(ready or _all_of(session), batches), "feeder")
@@ -75,10 +77,12 @@ def _at_hand(ready: Ready) -> list[Readiness | None]:
 class _Feeder:
     """Plans each host when it is known how it stands, and hands what is to be done there to the launcher."""
 
-    def __init__(self, launcher: launch.Launcher, *, quick: bool, subset: Subset) -> None:
+    def __init__(self, launcher: launch.Launcher, *, quick: bool, subset: Subset, fresh: bool) -> None:
+        """`fresh` when it was seen just now how hosts stand."""
         self._launcher = launcher
         self._session, self._campaign = launcher.session, launcher.campaign
         self._quick = quick
+        self._fresh = fresh
         self._subset = subset
         self._hosts = {host.name: host for host in files.hosts(self._session)}
         self._waiting = {name for name in self._hosts if not subset.left_out(name)}
@@ -133,6 +137,12 @@ class _Feeder:
             if item.state is HostState.READY:
                 specs = planner.units(self._hosts[name])
                 wanted[name] = [self._decide(self.planned[spec.unit], spec) for spec in specs]
+            elif item.state is HostState.UNREACHABLE and item.work_dir and not self._fresh:
+                # It was ready once, and away when it was last looked at: that may be over, and its units as planned then
+                # may run there. Waiting for it is the poll's business.
+                found[name] = replace(item, state=HostState.READY, cause="")
+                specs = [spec for spec in self.planned.values() if spec.host == name]
+                wanted[name] = [self._decide(spec, spec) for spec in specs]
             else:
                 self._end(name, functools.partial(resume.not_started, ready=item))
                 self._launcher.watch.host(name, item.cause or str(item.state), ended=True)

@@ -14,8 +14,10 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,10 +34,14 @@ from fleet.errors import SessionError
 from fleet.harness.contract import write_json
 
 SCHEMA = 1
+SESSIONS = "sessions"
+"""The folder that holds sessions, unless somebody names another."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 ASKED_S = 0.5
 """So long a session may look held because somebody asks."""
 T = TypeVar("T")
+_WRITING = threading.Lock()
+_CLOSED: set[Path] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,13 @@ class Session:
     def id(self) -> str:
         """The folder's name."""
         return self.root.name
+
+    @property
+    def option(self) -> str:
+        """How a command is told of this session: `--session ID`, and the folder where that is not the usual one."""
+        base = self.root.parent
+        usual = base.resolve() == Path(SESSIONS).resolve()
+        return f"--session {self.id}" if usual else f"--sessions {shlex.quote(str(base))} --session {self.id}"
 
     @property
     def campaign_file(self) -> Path:
@@ -139,7 +152,7 @@ class Session:
             stage = path.relative_to(self.root).parts[0]
             raise SessionError(
                 f"{path.relative_to(self.root)}: missing in session {self.id}",
-                hint=f"fleet {stage}, which writes it, or fleet bench --session {self.id}",
+                hint=f"fleet {stage}, which writes it, or fleet bench {self.option}",
             ) from error
         except ValidationError as error:
             first = error.errors()[0]
@@ -149,9 +162,21 @@ class Session:
             ) from error
 
     def write(self, path: Path, value: Any) -> None:
-        """Write `value` (dataclass, pydantic model, list, dict) as sorted JSON, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, TypeAdapter(Any).dump_python(value, mode="json"))
+        """Write `value` (dataclass, pydantic model, list, dict) as sorted JSON, atomically.
+
+        Raises OSError, and SessionError once the session is closed.
+        """
+        data = TypeAdapter(Any).dump_python(value, mode="json")
+        with _WRITING:
+            if self.root in _CLOSED:
+                raise SessionError(f"session {self.id}: the command was interrupted")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, data)
+
+    def close(self) -> None:
+        """Let nobody begin another file: this process is about to end, and its threads with it, wherever they are."""
+        with _WRITING:
+            _CLOSED.add(self.root)
 
     @contextmanager
     def locked(self, command: str = "") -> Iterator[None]:
@@ -168,6 +193,7 @@ class Session:
                 f"session {self.id} is in use by {self.owner() or 'another controller'}",
                 hint="wait for it, or use --session with another",
             ) from error
+        _CLOSED.discard(self.root)
         try:
             write_json(
                 self._controller,

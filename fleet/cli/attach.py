@@ -22,7 +22,7 @@ def command(
     """
     session = options.existing(base, session_id)
     if not handoff.planned(session):
-        raise SessionError(f"nothing was started in session {session.id}", hint=f"fleet bench --session {session.id}")
+        raise SessionError(f"nothing was started in session {session.id}", hint=f"fleet bench {session.option}")
     file = Path(str(session.about().get("campaign_file") or session.campaign_file))
     quick = handoff.was_quick(session)
     with options.outing(session, file, quiet=as_json, quick=quick, limit=limit, exclude=exclude) as outing:

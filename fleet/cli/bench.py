@@ -50,7 +50,7 @@ def go(outing: Outing, stages: Mapping[str, Callable[[Outing], Any]], *, as_json
     found, owed = _through(outing, stages)
     results = found["results"]
     if as_json:
-        output.print_json(results)
+        output.print_json(results, headline=results.headline)
     else:
         output.print_table(results.headline, *tables.results(results))
         for line in tables.cost(results):

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import socket
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,7 @@ def command(file: Path, local: bool, force: bool) -> ExitCode:
     name = "local" if local else "example"
     text = resources.files("fleet.cli").joinpath("templates", f"{name}.yml").read_text(encoding="utf-8")
     text = text.replace("THIS_HOST", socket.gethostname().split(".")[0] or "this-machine")
-    text = text.replace("YOUR_USER", _user())
+    text = re.sub('( *)user: "YOUR_USER"', lambda found: found[1] + _user_line(), text)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
@@ -33,8 +34,12 @@ def command(file: Path, local: bool, force: bool) -> ExitCode:
     return ExitCode.OK
 
 
-def _user() -> str:
+def _user_line() -> str:
+    """Who logs in on the hosts: the user here, and nobody in particular where that is root, since no host needs it."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return "me"
+        name = "me"
+    if name == "root":
+        return "# user: me               # who logs in there; without it, whom ssh says"
+    return f'user: "{name}"'

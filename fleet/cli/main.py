@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fleet import __version__
-from fleet.errors import ExitCode, FleetError
+from fleet.errors import ExitCode, FleetError, Interrupted
 
 VERBS = {
     "init": "Write a commented fleet.yml to start from.",
@@ -86,8 +86,14 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = ExitCode.USAGE if error.exit_code else ExitCode.OK
-    except (KeyboardInterrupt, click.Abort):
-        _say("fleet: interrupted")
+    except (KeyboardInterrupt, click.Abort) as error:
+        # Click makes an Abort of it.
+        cause = error.__cause__ if isinstance(error, click.Abort) else error
+        if isinstance(cause, Interrupted):
+            _say(f"fleet: interrupted; {cause.message}")
+            _say(f"next:  {cause.hint}")
+        else:
+            _say("fleet: interrupted")
         code = ExitCode.INTERRUPTED
     except OSError as error:
         _say(f"fleet: {error.strerror or error}: {error.filename or 'the controller'}")

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import click
 
 from fleet import campaign as campaigns
-from fleet import handoff, instances, resume
+from fleet import cancel, handoff, instances, resume
 from fleet import session as sessions
 from fleet.campaign import Campaign
 from fleet.cli import output
-from fleet.errors import SessionError
+from fleet.errors import Interrupted, SessionError
 from fleet.inventory import files, static
 from fleet.inventory.hosts import Host
 from fleet.pipeline import Outing
@@ -41,7 +41,7 @@ def session_options(function: F) -> F:
         function
     )
     return click.option(
-        "--sessions", "base", type=click.Path(path_type=Path, file_okay=False), default=Path("sessions"),
+        "--sessions", "base", type=click.Path(path_type=Path, file_okay=False), default=Path(sessions.SESSIONS),
         show_default=True, envvar="FLEET_SESSIONS", help="Folder that holds the sessions.",
     )(function)  # fmt: skip
 
@@ -166,6 +166,7 @@ def outing(
     stop = threading.Event()
     say_strays(session)
     with session.locked(typed()), output.watching(quiet=quiet) as watch:
+        cancel.forget(session)
         try:
             yield Outing(
                 session=session,
@@ -178,13 +179,13 @@ def outing(
                 subset=subset,
                 stop=stop.set,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             stop.set()
+            session.close()
             if (running := instances.left_running(session)) is not None:
                 raise running from None
-            output.say("units that were started go on at their hosts")
-            output.say(f"next:  fleet bench --session {session.id}")
-            raise
+            said = "units that were started go on at their hosts"
+            raise Interrupted(said, hint=f"fleet bench {session.option}") from error
 
 
 def _hosts(session: Session, campaign: Campaign, file: Path) -> Sequence[Host]:

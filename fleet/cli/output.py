@@ -28,10 +28,11 @@ def console(*, err: bool = False) -> Console:
     return Console(stderr=err, highlight=False)
 
 
-def print_json(value: Any) -> None:
-    """Data as JSON on stdout."""
+def print_json(value: Any, *, headline: str = "") -> None:
+    """Data as JSON on stdout, keys in order but for the `headline` of an object, which comes first."""
     data = TypeAdapter(Any).dump_python(value, mode="json")
-    print(json.dumps(data, indent=1, sort_keys=True))
+    text = json.dumps(data, indent=1, sort_keys=True)
+    print(f'{{\n "headline": {json.dumps(headline)},{text.removeprefix("{")}' if headline else text)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

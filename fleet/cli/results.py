@@ -18,7 +18,7 @@ def command(session_id: str | None, base: Path, as_json: bool) -> ExitCode:
     with options.outing(session, session.campaign_file, quiet=as_json) as outing:
         found = pipeline.results(outing)
     if as_json:
-        output.print_json(found)
+        output.print_json(found, headline=found.headline)
     else:
         output.print_table(found.headline, *tables.results(found))
         for line in tables.cost(found):

@@ -6,8 +6,8 @@ import click
 
 from fleet import campaign as campaigns
 from fleet import pipeline
-from fleet.cli import options, output
-from fleet.errors import ExitCode
+from fleet.cli import options, output, tables
+from fleet.errors import ExitCode, SubmissionError
 from fleet.mlperf import rules
 
 
@@ -28,14 +28,20 @@ def command(ctx: click.Context, session_id: str | None, base: Path, as_json: boo
         return ExitCode.OK
     session = options.existing(base, session_id)
     with options.outing(session, session.campaign_file, quiet=as_json) as outing:
-        built = pipeline.submission(outing)
+        try:
+            built = pipeline.submission(outing)
+        except SubmissionError as error:
+            error.exit_code = ExitCode.worst([error.exit_code, tables.results_code(pipeline.read_results(outing))])
+            raise
+        found = pipeline.read_results(outing)
     if as_json:
-        output.print_json(built)
+        output.print_json(built, headline=found.headline)
     else:
+        output.say(found.headline)
         for item in built.left:
             output.say(f"left out: {item.unit}: {item.reason}")
         output.show(f"submission: {built.root} ({len(built.systems)} systems, {built.performance_results} results)")
-    return ExitCode.OK
+    return tables.results_code(found)
 
 
 @command.command("check")

@@ -329,8 +329,8 @@ def write_json(path: Path, value: Any) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
-    except OSError:
-        # A full disk: what was begun would only fill it further.
+    except BaseException:
+        # A full disk: what was begun would only fill it further. Ctrl-C: nobody would end it.
         with contextlib.suppress(OSError):
             partial.unlink()
         raise

@@ -22,6 +22,7 @@ from fleet.harness.qsl import Samples
 from fleet.harness.reasons import UnitError
 from fleet.harness.supervise import REPEAT
 from fleet.harness.sut import SystemUnderTest
+from fleet.harness.wall_clock import WallClock
 
 PROBE_SECONDS = {False: 10.0, True: 1.0}
 """Length of a tuning probe, by `quick`."""
@@ -138,12 +139,13 @@ def _test(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -
     samples = Samples(benchmark)
     sut = SystemUnderTest(benchmark, backend, samples, spec.scenario)
     ended = threading.Event()
+    clock = WallClock()
 
     def begins(goal: loadgen.Goal) -> None:
-        threading.Thread(target=_watch, args=(sut, folder, ended, goal), daemon=True).start()
+        threading.Thread(target=_watch, args=(sut, folder, ended, goal, clock), daemon=True).start()
 
     try:
-        return loadgen.execute(
+        seconds = loadgen.execute(
             spec, folder, issue=sut.issue, flush=sut.flush, load=samples.load, unload=samples.unload, begins=begins
         )
     finally:
@@ -152,6 +154,9 @@ def _test(spec: RunSpec, folder: Path, benchmark: Benchmark, backend: Backend) -
             sut.close()
         finally:
             backend.close()
+    if error := clock.error():
+        raise error
+    return seconds
 
 
 def _set_aside(spec: RunSpec, folder: Path) -> bool:
@@ -206,8 +211,8 @@ def _sync(folder: Path) -> None:
             os.close(number)
 
 
-def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event, goal: loadgen.Goal) -> None:
-    """Say how far it is; end a test whose backend has failed and which LoadGen would go on with to its full length."""
+def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event, goal: loadgen.Goal, clock: WallClock) -> None:
+    """Say how far it is; end a test whose backend has failed, or which a set clock prolongs, and LoadGen goes on with."""
     path = folder / "progress"
     partial = folder / "progress.partial"
     failed_at: float | None = None
@@ -218,13 +223,14 @@ def _watch(sut: SystemUnderTest, folder: Path, ended: threading.Event, goal: loa
         with contextlib.suppress(OSError):  # On a full disk nobody is told how far it is.
             partial.write_text(json.dumps(told), encoding="ascii")
             partial.replace(path)
-        if sut.error is None:
+        error = sut.error or clock.error()
+        if error is None:
             continue
         failed_at = failed_at or time.monotonic()
         if time.monotonic() - failed_at > FAILED_GRACE_S:
-            _say_why(folder, sut.error)
+            _say_why(folder, error)
             with contextlib.suppress(OSError):
-                traceback.print_exception(sut.error)
+                traceback.print_exception(error)
                 sys.stderr.flush()
             os._exit(1)
 

@@ -6,6 +6,7 @@ The probe before any Ansible says why a host cannot be used; the run stage polls
 import base64
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import shlex
@@ -35,12 +36,17 @@ STALLED_S = 15.0
 """A transfer in which nothing came for so long has broken off."""
 UNACKNOWLEDGED_S = 20.0
 """What a host has not acknowledged for so long ends the connection: keepalives only send, and notice nothing."""
+SILENT = re.compile("protocol banner|No existing session")
+"""What paramiko says of a frozen host, whose kernel still takes connections."""
 ANSIBLE_NEEDS_KIB = 16 * 1024
 """Below this Ansible itself fails on a host, with words that do not say why."""
 AGAIN_S = 2.0
 """Between two attempts to reach an instance that was just launched."""
 REFUSES_S = 45.0
 """So long an instance that boots may answer and refuse the login: sshd is up before the user, and before boot ends."""
+
+# Its threads log what also becomes an answer here, with a traceback: for who asks for logs, not onto every screen.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +321,8 @@ def _explain(error: Exception, host: Host, target: ssh_config.Target) -> Unreach
     said = f"{where}: {_words(error)}"
     if isinstance(error, TimeoutError):
         said = f"no answer from {where} in {target.connect_timeout:.0f} s"
+    elif isinstance(error, paramiko.SSHException) and SILENT.search(str(error)):
+        said = f"no answer from {where}: it takes the connection and says nothing"
     return Unreachable(lost, said, by_hand, silent=not isinstance(error, paramiko.ssh_exception.IncompatiblePeer))
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 from pathlib import Path, PurePosixPath
 
+from fleet import handoff
 from fleet.errors import ResultsError, SessionError
 from fleet.handoff import Collected, UnitRecord
 from fleet.harness.contract import FileEntry, RunManifest, RunSpec
@@ -18,13 +19,6 @@ from fleet.terms import Mode, Reason
 
 MAX_FILE_BYTES = 256 * 2**20
 """Of a file that is read whole. Detail logs of the models here are below 1 MB; one full of errors is not this long."""
-MAX_VALUE = 80
-"""Characters of a value that a host wrote and a cause repeats."""
-NOT_MEASURED = frozenset(
-    {"schema", "session", "work_dir", "start", "attempt", "deadline_s", "expected_s", "conditions", "labels", "lock"}
-    | {"instance", "market"}
-)
-"""Fields of a spec that a number does not depend on; the lock is compared entry by entry."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +50,7 @@ def read(session: Session, spec: RunSpec, run: UnitRecord | None, collected: Col
     try:
         folder = _inside(session, collected.folder)
         relative = collected.folder
-        changed = differences(spec, session.read(_file(session, folder / "run_spec.json"), RunSpec))
+        changed = handoff.difference(session.read(_file(session, folder / "run_spec.json"), RunSpec), spec)
         if changed or another_lock:
             cause = f"it ran under another lock than is planned now: {changed or collected.cause}"
             return UnitFiles(run=run, folder=relative, cause=cause, reason=Reason.LOCK_CHANGED)
@@ -73,25 +67,6 @@ def read(session: Session, spec: RunSpec, run: UnitRecord | None, collected: Col
         message = error.message if isinstance(error, ResultsError | SessionError) else str(error)
         cause = f"collected, but {message}"
         return UnitFiles(run=run, folder=relative, cause=cause, reason=Reason.CORRUPT_FILES)
-
-
-def differences(planned: RunSpec, ran: RunSpec) -> str:
-    """What of the lock and of the campaign's part is not as planned: `driver 550.1 → 560.2, user_conf`; else empty."""
-    names = sorted(planned.lock.keys() | ran.lock.keys())
-    locks = [(name, ran.lock.get(name, ""), planned.lock.get(name, "")) for name in names]
-    found = [
-        f"{_short(name)} {_short(old or 'none')} → {_short(new or 'none')}"
-        for name, old, new in locks
-        # Weights are known once they lie on the host; from then on they must not change.
-        if old != new and (name != "weights" or (old and new))
-    ]
-    fields = [field.name for field in dataclasses.fields(RunSpec) if field.name not in NOT_MEASURED]
-    found += [name for name in fields if getattr(planned, name) != getattr(ran, name)]
-    return ", ".join(found)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…"
 
 
 def _hold(session: Session, folder: Path, files: dict[str, FileEntry]) -> None:

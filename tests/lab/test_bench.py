@@ -6,10 +6,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab.outing import NULL, Fleet, rows, said
+
+if TYPE_CHECKING:
+    import subprocess
 
 pytestmark = pytest.mark.lab
 HOSTS = ("h01", "h02", "h03")
@@ -95,7 +99,7 @@ def test_collected_files_that_were_changed_are_refused(benched: Fleet, tmp_path:
 def test_killed_controller_units_go_on_and_the_session_goes_on(benched: Fleet, tmp_path: Path) -> None:
     fleet = Fleet(benched.lab, tmp_path, benchmarks=NULL, run={"quick_seconds": 8, "lost_after_s": 20})
     process = fleet.start("bench", "--quick", "--session", "kept")
-    _until_running(fleet)
+    _until_running(fleet, process)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=10)
     done = fleet("bench", "--session", "kept", timeout=180)
@@ -114,7 +118,7 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(benched: Fleet, tmp_path: Pa
     # Into a file: ssh's connection masters outlive the command, and would hold a pipe open.
     with (tmp_path / "said").open("w") as stream:
         process = fleet.start("bench", "--quick", "--session", "kept", stdout=stream, stderr=stream)
-    _until_running(fleet)
+    _until_running(fleet, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     text = (tmp_path / "said").read_text(encoding="utf-8")
@@ -130,11 +134,11 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(benched: Fleet, tmp_path: Pa
     rows(fleet, ["done"] * 6)
 
 
-def _until_running(fleet: Fleet) -> None:
-    """Wait until the controller has seen a unit run on a host."""
-    for _ in range(600):
+def _until_running(fleet: Fleet, process: "subprocess.Popen[str]") -> None:
+    """Wait until the controller has seen a unit run on a host; fails when it ends before."""
+    while process.poll() is None:
         units = list((fleet.folder / "sessions").glob("*/run/units/*.json"))
         if any('"running"' in path.read_text(encoding="utf-8") for path in units):
             return
         time.sleep(0.1)
-    pytest.fail("no unit was seen running within 60 s")
+    pytest.fail(f"it ended with {process.returncode} before a unit was seen running")

@@ -4,29 +4,33 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab.outing import NULL, Fleet, rows, said
 
+if TYPE_CHECKING:
+    import subprocess
+
 pytestmark = pytest.mark.lab
 SLOW = {"quick_seconds": 12, "lost_after_s": 20}
 
 
-def running(fleet: Fleet, host: str = "") -> None:
-    """Wait until the controller has seen a unit run, on `host` if it is given."""
-    for _ in range(900):
+def running(fleet: Fleet, process: "subprocess.Popen[str]", host: str = "") -> None:
+    """Wait until the controller has seen a unit run, on `host` if it is given; fails when it ends before."""
+    while process.poll() is None:
         units = (fleet.folder / "sessions").glob(f"*/run/units/{host}*.json")
         if any('"running"' in path.read_text(encoding="utf-8") for path in units):
             return
         time.sleep(0.1)
-    pytest.fail("no unit was seen running within 90 s")
+    pytest.fail(f"it ended with {process.returncode} before a unit was seen running")
 
 
 def test_attach_goes_on_where_a_killed_controller_left_off(benched: Fleet, tmp_path: Path) -> None:
     fleet = Fleet(benched.lab, tmp_path, benchmarks=NULL, run=SLOW)
     process = fleet.start("bench", "--quick")
-    running(fleet)
+    running(fleet, process)
     held = fleet("status")
     assert held.returncode == 3
     said(held, f"controller: pid {process.pid} on", "fleet bench --quick in run")
@@ -50,7 +54,7 @@ def test_the_same_command_again_goes_on_with_what_was_cancelled_or_left_out(benc
     long = [{**NULL[0], "modes": ["performance"], "scenarios": ["SingleStream", "Offline"]}]
     fleet = Fleet(benched.lab, tmp_path, benchmarks=long, run=SLOW)
     process = fleet.start("bench", "--quick", "--exclude", "h03")
-    running(fleet, "h01")
+    running(fleet, process, "h01")
     stopped = fleet("cancel", "h01")
     assert stopped.returncode == 0, stopped.stderr
     said(stopped, "2 of 2 units stopped")

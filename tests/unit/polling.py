@@ -33,7 +33,7 @@ def asker(monkeypatch: pytest.MonkeyPatch) -> Asked:
     def ask(
         *, units: tuple[str, ...] = ("u",), watch: RecordingWatch | None = None, noted: list[UnitRecord] | None = None,
         bring: poll.Bring = lambda *_: None, hosts: list[HostRecord] | None = None,
-        retry: dict[Reason, RetryPolicy] | None = None, cancelled: Callable[[], set[str]] = set,
+        retry: dict[Reason, RetryPolicy] | None = None, cancelled: Callable[[], set[str]] = set, lost_after_s: float = 0.3,
         arrivals: "queue.SimpleQueue[Polled | None] | None" = None, **connections: FakeConnection,
     ) -> dict[str, UnitRecord]:  # fmt: skip
         def opened(host: Host) -> reach.Connection:
@@ -53,7 +53,7 @@ def asker(monkeypatch: pytest.MonkeyPatch) -> Asked:
         notes = [] if noted is None else noted
         poll.Poll(
             known=known, note=notes.append, note_host=([] if hosts is None else hosts).append, bring=bring,
-            watch=watch or RecordingWatch(), token="t1", lost_after_s=0.3,
+            watch=watch or RecordingWatch(), token="t1", lost_after_s=lost_after_s,
             policy=lambda reason: (retry or {}).get(reason, RetryPolicy(times=0, after_s=0)), cancelled=cancelled,
         ).run(arrivals, lambda item: item)  # fmt: skip
         assert all(record.state.ended for record in known.values())

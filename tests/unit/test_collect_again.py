@@ -50,8 +50,15 @@ def remade(folder: Path) -> None:
     write_json(folder / "manifest.json", {**data, "files": files, "spec_sha256": files["run_spec.json"]["sha256"]})
 
 
-@pytest.mark.parametrize("state", [UnitState.UNREACHABLE, UnitState.RUNNING, UnitState.QUEUED])
-@pytest.mark.parametrize("heard", [True, False])
+@pytest.mark.parametrize(
+    ("state", "heard"),
+    [
+        *[(state, heard) for state in (UnitState.UNREACHABLE, UnitState.RUNNING, UnitState.QUEUED) for heard in (0, 1)],
+        # Its disk is full, say, or it was left out: what it had been given it may have measured.
+        (UnitState.NOT_READY, True),
+        (UnitState.LEFT_OUT, True),
+    ],
+)
 def test_a_host_that_comes_back_is_asked_anew_and_its_unit_completed(
     tmp_path: Path, host: PackingConnection, state: UnitState, heard: bool
 ) -> None:

@@ -92,8 +92,6 @@ def test_a_name_in_the_cancel_folder_stops_a_unit(tmp_path: Path, hosts: dict[st
     made = scene(tmp_path, TEXT)
     folder = made.session.run / "cancel"
     folder.mkdir(parents=True)
-    # Cancelled in an earlier run, asked for again in this one.
-    (folder / "h02").touch()
 
     class Runs(FakeConnection):
         def run(self, command: str, **more: Any) -> reach.Answer:
@@ -110,6 +108,20 @@ def test_a_name_in_the_cancel_folder_stops_a_unit(tmp_path: Path, hosts: dict[st
     assert found[H02].state is UnitState.DONE
     assert hosts["h01"].cancelled == [H01]
     assert hosts["h02"].cancelled == []
+
+
+def test_what_was_cancelled_before_any_host_was_ready_is_not_started(
+    tmp_path: Path, hosts: dict[str, FakeConnection]
+) -> None:
+    made = scene(tmp_path, TEXT)
+    folder = made.session.run / "cancel"
+    folder.mkdir(parents=True)
+    (folder / "h02").touch()
+    launcher(made).launch(everything(made), lambda: lambda *_: None)
+    found = handoff.records(made.session)
+    assert (found[H02].state, found[H02].reason) == (UnitState.INTERRUPTED, Reason.CANCELLED)
+    assert found[H01].state is UnitState.DONE
+    assert [len(host.started) for host in hosts.values()] == [1, 0]
 
 
 def test_a_full_disk_here_stops_no_unit_and_the_records_follow(

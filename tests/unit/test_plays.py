@@ -155,6 +155,7 @@ CHANGED = """Failed to connect to the host via ssh: @@@@@@@@@@@@@@@@@@@@@@@@@@@@
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
 IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!
 Host key verification failed."""
+LOST = 'Task failed: Data could not be sent to remote host "h". Make sure this host can be reached over ssh: '
 BANNER = """Failed to connect to the host via ssh: ########################
 # All activity is logged. #
 ########################
@@ -169,6 +170,7 @@ BANNER = """Failed to connect to the host via ssh: ########################
         (BANNER.format("ssh: connect to host h port 22: Connection refused"), HostState.UNREACHABLE, "ssh: connect to host h port 22"),
         (BANNER.format("me@h: Permission denied (publickey)."), HostState.UNREACHABLE, "me@h: Permission denied"),
         (BANNER.format(""), HostState.UNREACHABLE, "# All activity is logged. #"),
+        (f"{LOST}Connection timed out during banner exchange", HostState.UNREACHABLE, "no answer: Connection timed out during banner"),
         ("Data could not be sent to remote host\nmore", HostState.UNREACHABLE, "Data could not be sent to remote host"),
     ],
 )  # fmt: skip

@@ -127,7 +127,7 @@ def test_converged_hosts_are_asked_and_not_played(tmp_path: Path, answer: FakeCo
     assert plays.requests == []
     assert (one.state, one.changed, one.work_dir, one.warnings) == (HostState.READY, 0, "/w", ("on battery",))
     assert two.state is HostState.UNKNOWN_KEY
-    assert watch.lines == [("h02", "h02 is away"), ("h01", "Look at the host"), ("h01", "ready")]
+    assert watch.lines == [("h02", "h02 is away"), ("h01", "Look at the host"), ("h01", "ready; on battery")]
     kept = facts("aws-g5-xlarge")
     assert one.lock == {
         "fleet": given["harness_digest"],

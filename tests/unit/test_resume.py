@@ -107,7 +107,8 @@ def test_an_end_without_a_number_runs_again_and_is_remembered() -> None:
 
 def test_units_with_one_cause_are_one_line() -> None:
     failed = record(UnitState.FAILED, cause="no room")
-    found = [resume.decide(spec(), replace(spec(), unit=f"h01.{number}"), failed, None) for number in range(5)]
+    units = [replace(spec(), unit=f"h01.{number}") for number in range(5)]
+    found = [resume.decide(unit, unit, failed, None) for unit in units]
     assert resume.lines(found) == ["again: h01.0, h01.1, h01.2 and 2 more: failed: no room"]
 
 

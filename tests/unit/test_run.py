@@ -179,8 +179,30 @@ def test_every_unit_has_a_record_before_anything_is_started(tmp_path: Path, conn
     assert seen == [UnitState.PENDING]
 
 
+def away(made: Scene, host: str, **changes: Any) -> None:
+    """Change what provision left of a host."""
+    rows = [replace(item, **changes) if item.host == host else item for item in handoff.readiness(made.session)]
+    made.session.write(made.session.provision / "readiness.json", handoff.ReadinessFile(hosts=tuple(rows)))
+
+
+def test_a_host_that_was_away_is_asked_anew_for_what_was_planned_when_it_was_ready(
+    tmp_path: Path, connect: Connect
+) -> None:
+    made = scene(tmp_path, ONE_UNIT, lock={"driver": "550.1"})
+    connect({"h01": FakeConnection([answer(status(UNIT, UnitState.FAILED, cause="x"))])})
+    go(made)
+    away(made, "h01", state=HostState.UNREACHABLE, cause="h01 is away", lock={})
+    back = FakeConnection([answer(status(UNIT, UnitState.RUNNING)), answer(status(UNIT))])
+    connect({"h01": back})
+    assert go(made)[UNIT].state is UnitState.DONE
+    (started,) = back.started
+    assert started["specs"][0]["lock"]["driver"] == "550.1"
+    assert started["specs"][0]["attempt"] == 2
+
+
 def test_units_of_a_host_that_is_not_ready_end_with_its_cause(tmp_path: Path) -> None:
     made = scene(tmp_path, TWO, states={"h01": HostState.UNREACHABLE, "h02": HostState.CHANGED_KEY})
+    away(made, "h01", work_dir="")
     found = go(made)
     by_host = {(record.host, record.state, record.cause) for record in found.values()}
     assert by_host == {

@@ -179,3 +179,16 @@ def test_paths_are_one_folder_per_stage(tmp_path: Path) -> None:
     made = Session(tmp_path / "s")
     stages = ["inventory", "provision", "run", "collect", "results", "submission", "report", "plays"]
     assert [getattr(made, stage) for stage in stages] == [made.root / stage for stage in stages]
+
+
+def test_a_closed_session_is_written_no_more_until_somebody_takes_it(tmp_path: Path) -> None:
+    session = sessions.create(tmp_path, "x", name="s1")
+    path = session.run / "plan.json"
+    session.write(path, {"a": 1})
+    session.close()
+    with pytest.raises(SessionError, match="s1: the command was interrupted"):
+        session.write(path, {"a": 2})
+    assert session.read(path, dict[str, int]) == {"a": 1}
+    with session.locked():
+        session.write(path, {"a": 3})
+    assert session.read(path, dict[str, int]) == {"a": 3}

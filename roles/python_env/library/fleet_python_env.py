@@ -33,6 +33,9 @@ author: [mlperf-fleet]
 """
 
 
+FULL_BYTES = 16 << 20
+
+
 class InstallError(Exception):
     """pip or venv failed; the message is its last word."""
 
@@ -43,9 +46,20 @@ def command(arguments: list[str], environment: dict[str, str]) -> None:
     if done.returncode:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         said = [line for line in lines if "No space left" in line] or [
-            line for line in lines if line.startswith("ERROR")
+            # Of a failure of its own pip says no more than that in such a line, and the reason in the last one.
+            line
+            for line in lines
+            if line.startswith("ERROR") and line != "ERROR: Exception:"
         ]
         raise InstallError((said or lines or [f"exit {done.returncode}"])[-1])
+
+
+def in_want_of_space(said: str, folder: Path) -> str:
+    """What is to be said of a failure: pip stumbles over a full disk in many ways, and names it in few."""
+    free = shutil.disk_usage(folder).free
+    if "No space left" in said or free >= FULL_BYTES:
+        return said
+    return f"No space left on device: {free >> 20} MiB free in {folder}; {said}"
 
 
 def pip_options(params: dict) -> list[str]:
@@ -110,8 +124,10 @@ def main() -> None:
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     except (InstallError, OSError) as error:
+        # Before anything is removed that would make room.
+        said = in_want_of_space(str(error), work_dir)
         shutil.rmtree(folder, ignore_errors=True)
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=said)
     module.exit_json(changed=True)
 
 

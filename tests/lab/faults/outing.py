@@ -6,6 +6,7 @@ and disks.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -223,7 +224,7 @@ class Outing:
 
         A row of a table is one line here, however it was folded.
         """
-        for line in [*self.lines, *self._table_rows()]:
+        for line in [*(line for line in self.lines if _BAR not in line.text), *self._table_rows()]:
             if line.at >= self._injected and host in line.text and re.search(pattern, line.text):
                 return line
         return None
@@ -248,9 +249,11 @@ class Outing:
         """Digest of the manifest of each of the host's units that has one, by unit."""
         if not (self.session / "session.json").exists():
             return {}
-        script = f"cd {WORK}/runs/{self.token} 2>/dev/null && sha256sum */manifest.json || :"
-        lines = self.lab[host].sh(script).splitlines()
-        return {path.split("/")[0]: digest for digest, path in (line.split(maxsplit=1) for line in lines)}
+        # From its disk, for it may be frozen.
+        runs = self.lab[host].upper / WORK.lstrip("/") / "runs" / self.token
+        return {
+            path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in runs.glob("*/manifest.json")
+        }
 
     # --- what must hold
 
@@ -347,13 +350,18 @@ class Outing:
     def row(self, fault: str, host: str, pattern: str = "") -> Row:
         """What is to be told of the fault, from the bench that ended last; not yet kept."""
         line = self.told(host, pattern) if pattern else None
-        states = dict.fromkeys(self.states(host)) if self._first else {}
+        results = self.session / "results" / "results.json"
+        units = self._first or (self.results() if results.is_file() else [])
+        states = [unit["state"] for unit in units if unit["host"].startswith(host)]
+        # Where the fault has ended the command before there were any results.
+        states = states or [self.state(unit) for unit in self._planned()]
+        missing = sum(not _measured(unit) for unit in units) if units else len(self._planned())
         return Row(
             fault=fault,
             sees=_TOLD.sub(r"\1", line.text) if line else "",
-            state=", ".join(states),
+            state=", ".join(dict.fromkeys(filter(None, states))),
             noticed_s=None if line is None else round(line.at - self._injected, 1),
-            lacking=sum(not _measured(unit) for unit in self._first),
+            lacking=missing,
         )
 
     def keep(self, row: Row) -> None:

@@ -18,6 +18,7 @@ _ROOT = Path(__file__).resolve().parents[3]
 FILE = _ROOT / "build" / "reliability.json"
 PAGE = _ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults:begin -->", "<!-- faults:end -->"
+SEEN_LETTERS = 170
 _COLUMNS = ("fault", "what the user sees", "state", "noticed after", "missing until the next bench", "lost")
 
 
@@ -55,7 +56,11 @@ def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown, by the name of the fault."""
     lines = [_line(_COLUMNS), _line("---" for _ in _COLUMNS)]
     for row in sorted(rows, key=lambda row: row.fault):
-        seen = f"`{row.sees}`" if row.sees else "nothing"
+        seen = (
+            f"`{row.sees if len(row.sees) <= SEEN_LETTERS else row.sees[:SEEN_LETTERS] + '…'}`"
+            if row.sees
+            else "nothing"
+        )
         after = "-" if row.noticed_s is None else f"{row.noticed_s:.0f} s"
         lacking = f"{row.lacking} units" if row.lacking != 1 else "1 unit"
         lines.append(_line([row.fault, seen, row.state or "-", after, lacking if row.lacking else "-", "nothing"]))

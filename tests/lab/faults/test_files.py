@@ -67,7 +67,8 @@ def test_a_file_whose_name_has_a_newline(outing: MakeOuting) -> None:
 def test_an_archive_that_leaves_the_session_folder(outing: MakeOuting) -> None:
     """Python on the host is made to answer `../` in place of each name that it puts into an archive."""
     out = measured_but_not_home(outing)
-    site = f"{WORK}/venv/lib/python3.11/site-packages/sitecustomize.py"
+    # Not sitecustomize: Debian has one of its own, which comes first.
+    site = f"{WORK}/venv/lib/python3.11/site-packages"
     evil = (
         "import tarfile\n"
         "real = tarfile.TarFile.gettarinfo\n"
@@ -77,7 +78,12 @@ def test_an_archive_that_leaves_the_session_folder(outing: MakeOuting) -> None:
         "    return found\n"
         "tarfile.TarFile.gettarinfo = lies\n"
     )
-    out.inject(lambda: out.lab["h02"].exec(["tee", site], input=evil, check=True))
+
+    def possess() -> None:
+        out.lab["h02"].exec(["tee", f"{site}/evil.py"], input=evil, check=True)
+        out.lab["h02"].exec(["tee", f"{site}/evil.pth"], input="import evil\n", check=True)
+
+    out.inject(possess)
     try:
         out.start()
         out.end()
@@ -85,8 +91,9 @@ def test_an_archive_that_leaves_the_session_folder(outing: MakeOuting) -> None:
         out.check_first(missing=["h02"])
         row = out.row("an archive with ../ in it", "h02", "was not asked for")
     finally:
-        out.lab["h02"].sh(f"rm {site}")
-    assert not list(out.session.parent.parent.rglob("escaped"))
+        out.lab["h02"].sh(f"rm {site}/evil.p*")
+    assert not list(out.session.parents[1].rglob("escaped"))
+    assert not (out.session.parents[2] / "escaped").exists()
     assert out.again() == COMPLETE, out.text
     out.check_settled(spoilt=[UNIT])
     out.keep(row)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,12 +12,11 @@ import pytest
 from tests.lab.faults.outing import COMPLETE, SECOND, SESSION, WORK, Outing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.lab.faults.conftest import MakeOuting
 
 pytestmark = [pytest.mark.lab, pytest.mark.faults]
 INTERRUPTED = 130
+Undo = Callable[[], object]
 SOON = 20.0
 
 
@@ -56,14 +57,45 @@ def at_the_collect_stage(out: Outing) -> None:
     time.sleep(1)
 
 
-@pytest.mark.parametrize("stage", [at_inventory, at_provision, at_run, at_collect, at_the_collect_stage])
-def test_ctrl_c(outing: MakeOuting, stage: Callable[[Outing], None]) -> None:
+def reading(out: Outing, verb: str, *file: str) -> Undo:
+    """The stage is over in a moment: it is made to wait for one of its files, as for a file server that hangs."""
+    out.start()
+    assert out.end() == COMPLETE, out.text
+    path = out.session.joinpath(*file)
+    kept = path.rename(path.with_name("kept"))
+    os.mkfifo(path)
+    out.start(verb)
+    out.until_said(f"{verb}:")
+    time.sleep(0.3)
+    return lambda: kept.replace(path)
+
+
+def at_results(out: Outing) -> Undo:
+    return reading(out, "results", "run", "plan.json")
+
+
+def at_submission(out: Outing) -> Undo:
+    return reading(out, "submission", "results", "results.json")
+
+
+def at_report(out: Outing) -> Undo:
+    return reading(out, "report", "results", "results.json")
+
+
+BEFORE = [at_inventory, at_provision, at_run, at_collect, at_the_collect_stage]
+AFTER = [at_results, at_submission, at_report]
+
+
+@pytest.mark.parametrize("stage", [*BEFORE, *AFTER])
+def test_ctrl_c(outing: MakeOuting, stage: Callable[[Outing], Undo | None]) -> None:
     out = outing()
-    stage(out)
+    undo = stage(out)
     out.inject(out.interrupt)
     begun = time.monotonic()
     assert out.end() == INTERRUPTED, out.text
     assert time.monotonic() - begun < SOON
+    if undo is not None:
+        undo()
     assert "next:" in out.text
     assert f"--session {SESSION}" in out.text
     out.check_readable()

@@ -20,7 +20,7 @@ def test_on_battery_from_the_start(outing: MakeOuting) -> None:
     out.inject(lambda: out.lab["h02"].show(simulated.battery(discharging=True)))
     out.start()
     assert out.end() == COMPLETE, out.text
-    assert out.told("h02", "battery"), out.text
+    assert out.told("h02", "ready; .*battery"), out.text
     assert "battery" in (out.session / "report" / "index.html").read_text(encoding="utf-8")
     out.recover("on battery from the start", "h02", "battery")
 
@@ -32,7 +32,7 @@ def test_on_battery_from_the_middle_of_a_unit(outing: MakeOuting) -> None:
     out.until_running("h02")
     out.inject(lambda: out.lab["h02"].show(simulated.battery(discharging=True)))
     assert out.end() == COMPLETE, out.text
-    assert out.told("h02", "battery"), out.text
+    assert out.told("h02", "Offline.performance: on battery"), out.text
     out.recover("on battery from the middle of a unit on", "h02", "battery")
 
 
@@ -43,5 +43,5 @@ def test_throttled_in_the_middle_of_a_unit(outing: MakeOuting) -> None:
     out.until_running("h02")
     out.inject(lambda: out.lab["h02"].show(simulated.heat(celsius=99, throttled=500)))
     assert out.end() == COMPLETE, out.text
-    assert out.told("h02", "throttl"), out.text
+    assert out.told("h02", "Offline.performance: throttled by heat"), out.text
     out.recover("thermally throttled in the middle of a unit", "h02", "throttl")

@@ -4,59 +4,26 @@ import json
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from fleet import handoff
 from fleet import session as sessions
-from fleet.cli.main import VERBS, cli, main
+from fleet.cli.main import VERBS, cli
 from fleet.handoff import Attempt, HostRecord, Plan, UnitRecord
 from fleet.terms import HostState, Reason, UnitState
+from tests.unit.cli.command import Done, Fleet
 from tests.unit.fakes import MINIMAL, scene, status
 from tests.unit.results.session_files import Unit, spec
 
 TOP = Path(__file__).parents[3]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Fleet = Callable[..., Done]
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Fleet]:
-    """Runs the command's entry point in an empty folder; an exception that is no exit fails the test."""
-    for name in ("FLEET_FILE", "FLEET_SESSIONS", "FLEET_SSH_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: str) -> Done:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["fleet", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Done(ended.value.code, said.out, said.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 def by_itself(*arguments: str) -> Done:
@@ -180,6 +147,18 @@ def test_init_writes_a_campaign_once(fleet: Fleet, tmp_path: Path) -> None:
     assert (tmp_path / "fleet.yml").read_text(encoding="utf-8") != written
 
 
+@pytest.mark.parametrize(("uid", "line"), [(0, "    # user: me   "), (65534, '    user: "nobody"')])
+def test_init_asks_no_host_for_root(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, line: str
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    assert fleet("init").returncode == 0
+    written = (tmp_path / "fleet.yml").read_text(encoding="utf-8")
+    assert f"\n{line}" in written
+    assert "YOUR_USER" not in written
+    assert "root" not in yaml.safe_load(written)["hosts"][0].values()
+
+
 def test_the_schema_on_stdout_is_a_schema(fleet: Fleet) -> None:
     done = fleet("schema")
     assert done.stderr == ""
@@ -213,7 +192,13 @@ def test_status_says_where_units_stand(fleet: Fleet, tmp_path: Path, state: Unit
 
 def test_status_works_before_anything_is_planned(fleet: Fleet, tmp_path: Path) -> None:
     sessions.create(tmp_path / "sessions", MINIMAL, name="s0")
-    assert json.loads(fleet("status", "--json").stdout) == {"hosts": [], "owner": None, "session": "s0", "units": [], "leases": []}
+    assert json.loads(fleet("status", "--json").stdout) == {
+        "hosts": [],
+        "owner": None,
+        "session": "s0",
+        "units": [],
+        "leases": [],
+    }
     scene(tmp_path, states={"h01": HostState.UNREACHABLE})
     done = fleet("status")
     assert done.returncode == 3

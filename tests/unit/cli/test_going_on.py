@@ -59,3 +59,15 @@ def test_another_campaign_or_another_quickness_is_another_session(made: Scene) -
     assert found(made, quick=True) == ""
     (made.base / "fleet.yml").write_text(MINIMAL + "# changed\n", encoding="utf-8")
     assert found(made) == ""
+
+
+def test_what_was_cancelled_is_asked_for_again_from_the_commands_first_moment_on(made: Scene) -> None:
+    finish(made, but=1)
+    folder = made.session.run / "cancel"
+    folder.mkdir()
+    (folder / "h01").touch()
+    with options.outing(made.session, made.base / "fleet.yml", quiet=True):
+        assert list(folder.iterdir()) == []
+        (folder / "h02").touch()
+    # Cancelled while the command was at work: that holds until the next one.
+    assert [path.name for path in folder.iterdir()] == ["h02"]

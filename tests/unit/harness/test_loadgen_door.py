@@ -12,6 +12,8 @@ from fleet.harness.contract import Mode, Scenario
 from fleet.harness.run import UNLISTED
 from tests.unit.harness.units import again, measured, spec
 
+TRIES = 4
+"""How fast this machine is, is measured, and other work on it may be over a moment later."""
 CONF = {
     Scenario.SINGLE_STREAM: "",
     Scenario.MULTI_STREAM: "",
@@ -210,15 +212,23 @@ def test_a_run_too_short_for_its_target_is_set_aside_and_valid_the_second_time(
     low = "target_qps = 900" if scenario is Scenario.OFFLINE else "target_latency = 1000"
     text = f"*.{scenario}.min_duration = 400\n*.{scenario}.min_query_count = 1\n*.{scenario}.{low}\n"
     value = spec(scenario=scenario, user_conf=text, backend_options={"latency_ms": latency})
-    code, folder = measured(tmp_path, value)
-    assert code == supervise.REPEAT, (folder / "harness.log").read_text(encoding="utf-8")
-    assert not (folder / "manifest.json").exists()
-    first = (folder / "first_attempt" / "mlperf_log_summary.txt").read_text(encoding="utf-8")
-    assert "Result is : INVALID" in first
-    code, _ = again(folder)
-    assert code == 0, (folder / "harness.log").read_text(encoding="utf-8")
-    assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8")
-    assert {"first_attempt/mlperf_log_summary.txt", "repeat.json"} <= set(manifest(folder)["files"])
+    for number in range(TRIES):
+        code, folder = measured(tmp_path / str(number), value)
+        said = (folder / "harness.log").read_text(encoding="utf-8")
+        if code == 0:
+            # Slowed down by others, it took long enough: that is valid too, and not what is looked for here.
+            assert "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+            continue
+        assert code == supervise.REPEAT, said
+        assert not (folder / "manifest.json").exists()
+        first = (folder / "first_attempt" / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+        assert "Result is : INVALID" in first
+        code, _ = again(folder)
+        assert code == 0, (folder / "harness.log").read_text(encoding="utf-8")
+        assert {"first_attempt/mlperf_log_summary.txt", "repeat.json"} <= set(manifest(folder)["files"])
+        if "Result is : VALID" in (folder / "mlperf_log_summary.txt").read_text(encoding="utf-8"):
+            return
+    pytest.fail(f"not once in {TRIES} tries was it too short and then long enough: {said}")
 
 
 def test_a_run_that_is_invalid_for_another_reason_is_not_repeated(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -143,6 +145,25 @@ def test_an_ssh_host_that_does_not_exist_is_unreachable(tmp_path: Path, monkeypa
     assert found.state is HostState.UNREACHABLE
     assert "127.0.0.1 port 1" in found.cause
     assert found.hint.startswith("ssh -F ")
+
+
+def test_a_host_that_takes_the_connection_and_says_nothing_is_an_answer_without_a_traceback(tmp_path: Path) -> None:
+    """In a process of its own: pytest takes what is logged."""
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        config = tmp_path / "config"
+        port = frozen.getsockname()[1]
+        config.write_text(f"Host ice\n  HostName 127.0.0.1\n  Port {port}\n  ConnectTimeout 1\n", encoding="utf-8")
+        code = (
+            "from fleet.inventory import hosts, reach; from fleet.terms import HostKind; import time;"
+            "found = reach.probe(hosts.Host(name='h', kind=HostKind.SERVER, connection='ssh', address='ice'));"
+            "time.sleep(0.3); print(found.state, found.cause)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
+            env={**os.environ, "FLEET_SSH_CONFIG": str(config)},
+        )  # fmt: skip
+    cause = f"no answer from 127.0.0.1 port {port}: it takes the connection and says nothing"
+    assert (done.stdout, done.stderr) == (f"unreachable {cause}\n", "")
 
 
 def test_a_local_command_says_all_three() -> None:

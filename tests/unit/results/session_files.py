@@ -183,7 +183,13 @@ def _files(made: Session, folder: Path, planned: RunSpec, unit: Unit) -> None:
         loadgen_s=601.0,
         versions={"python": "3.11.2", "torch": "2.13.0", "mlcommons-loadgen": "6.0.17"},
         accuracy={},
-        model={"starting_weights_filename": "model.safetensors"},
+        model={
+            "starting_weights_filename": "model.safetensors",
+            "input_data_types": "int32",
+            "weight_data_types": "fp32",
+            "weight_transformations": "none",
+            "retraining": "no",
+        },
         labels=unit.labels,
         files=entries,
     )

@@ -166,8 +166,15 @@ def test_conditions_become_warnings_unless_ignored(tmp_path: Path) -> None:
     ("ran", "named"),
     [
         ({"lock": {"driver": "550.1", "fleet": "ab"}}, "driver 550.1 → none, fleet ab → none"),
-        ({"user_conf": "*.Offline.target_qps = 3\n"}, "user_conf"),
-        ({"lock": {"cuda": "f" * 200, "weights": "a"}, "sample_count": 3}, f"cuda {'f' * 80}… → none, sample_count"),
+        ({"user_conf": "*.Offline.target_qps = 3\n" * 9}, "user_conf changed"),
+        (
+            {"lock": {"cuda": "v" * 200, "driver": "f" * 64, "weights": "a"}, "sample_count": 3},
+            "cuda changed, driver ffffffffffff → none, sample_count 3 → 10833",
+        ),
+        (
+            {"lock": {f"wheel:{number}": "1" for number in range(8)}},
+            "0 1 → none, 1 1 → none, 2 1 → none, 3 1 → none, 4 1 → none, 5 1 → none, and 2 more",
+        ),
     ],
 )
 def test_another_lock_than_the_plans_is_not_measured(tmp_path: Path, ran: dict[str, Any], named: str) -> None:

@@ -1,0 +1,5 @@
+"""Fixtures of the tests of verbs."""
+
+from tests.unit.cli.command import fleet
+
+__all__ = ["fleet"]
