@@ -99,7 +99,7 @@ def explain(session: Session) -> None:
             session.write(session.run / "units" / f"{record.unit}.json", replace(record, cause=cause))
 
 
-def up(session: Session, campaign: Campaign, watch: Watch, subset: Subset) -> dict[str, str]:
+def up(session: Session, campaign: Campaign, watch: Watch, subset: Subset, *, quick: bool) -> dict[str, str]:
     """Launch what is needed; hosts that got no instance, with the cause."""
     from fleet.cloud import up as launching
 
@@ -107,7 +107,7 @@ def up(session: Session, campaign: Campaign, watch: Watch, subset: Subset) -> di
     if not hosts:
         return {}
     watch.stage("up", f"{len(hosts)} instances" if len(hosts) > 1 else "an instance")
-    return launching.up(session, campaign, watch, hosts=hosts)
+    return launching.up(session, campaign, watch, hosts=hosts, quick=quick)
 
 
 def down(session: Session, campaign: Campaign, watch: Watch, hosts: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class Outing:
 
 def up(outing: Outing) -> Any:
     """Launch the instances that the campaign names and whose units are missing."""
-    return instances.up(outing.session, outing.campaign, outing.watch, outing.subset)
+    return instances.up(outing.session, outing.campaign, outing.watch, outing.subset, quick=outing.quick)
 
 
 def inventory(outing: Outing) -> Any:

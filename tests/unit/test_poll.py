@@ -3,7 +3,6 @@
 import queue
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -436,71 +435,3 @@ def test_many_hosts_and_settled_ones_are_asked_less_often(
     assert loop._interval(items[0]) == pytest.approx(seconds)
     # The cost of polling: at 3 ms a question, no more than 3 % of a core.
     assert hosts / seconds <= poll.HOSTS_A_SECOND
-
-
-NOTICE = "spot interruption notice, action terminate at 2026-11-25T05:02:00Z"
-LEAVES = replace(beat(999.0), leaving=NOTICE)
-AGAIN = {reason: RetryPolicy(times=2, after_s=0) for reason in Reason if reason is not Reason.NONE}
-TAKEN = {"reason": Reason.INTERRUPTED, "cause": NOTICE}
-
-
-def test_a_host_that_says_it_goes_away_gets_nothing_more(asked: Asked) -> None:
-    running = [status("h01.a", UnitState.RUNNING, beat_uptime=999.0), status("h01.b", UnitState.QUEUED)]
-    over = [status(f"h01.{name}", UnitState.INTERRUPTED, **TAKEN) for name in ("a", "b")]
-    connection = FakeConnection([answer(*running, beat=beat(999.0)), answer(*over, beat=LEAVES)])
-    brought: list[str] = []
-    hosts: list[HostRecord] = []
-    watch = RecordingWatch()
-    found = asked(
-        h01=connection, units=("a", "b"), retry=AGAIN, hosts=hosts, watch=watch,
-        bring=lambda _, __, record: brought.append(record.unit),
-    )  # fmt: skip
-    for record in found.values():
-        assert (record.state, record.reason, record.cause) == (UnitState.INTERRUPTED, Reason.INTERRUPTED, NOTICE)
-        assert record.attempts == ()
-    assert sorted(brought) == ["h01.a", "h01.b"]
-    # Started once, and never again.
-    assert [len(queue["specs"]) for queue in connection.started] == [2]
-    assert (hosts[-1].state, hosts[-1].leaving) == (HostState.READY, NOTICE)
-    assert watch.notes == [f"h01: {NOTICE}; nothing more is started there"]
-
-
-def test_a_unit_that_was_to_start_again_there_does_not(asked: Asked) -> None:
-    failed = [
-        status("h01.a", UnitState.FAILED, reason=Reason.OTHER),
-        status("h01.b", UnitState.RUNNING, beat_uptime=999.0),
-    ]
-    later = [status("h01.b", UnitState.INTERRUPTED, **TAKEN)]
-    connection = FakeConnection([answer(*failed, beat=beat(999.0)), answer(*later, beat=LEAVES)])
-    retry = {Reason.OTHER: RetryPolicy(times=1, after_s=60)}
-    found = asked(h01=connection, units=("a", "b"), retry=retry)
-    assert len(connection.started) == 1
-    assert (found["h01.a"].state, found["h01.a"].cause) == (UnitState.INTERRUPTED, NOTICE)
-    (attempt,) = found["h01.a"].attempts
-    assert attempt.state is UnitState.FAILED
-
-
-def test_a_host_that_goes_as_it_had_said_is_waited_for_no_more(asked: Asked) -> None:
-    running = status("h01.u", UnitState.RUNNING, beat_uptime=999.0)
-    connection = FakeConnection([answer(running, beat=LEAVES), Unreachable(HostState.UNREACHABLE, "no route")])
-    hosts: list[HostRecord] = []
-    # For so long nobody waits.
-    found = asked(h01=connection, retry={Reason.UNREACHABLE: RetryPolicy(times=20, after_s=600)}, hosts=hosts)
-    assert (found["h01.u"].state, found["h01.u"].reason) == (UnitState.INTERRUPTED, Reason.INTERRUPTED)
-    assert found["h01.u"].cause == NOTICE
-    assert (hosts[-1].state, hosts[-1].leaving) == (HostState.UNREACHABLE, NOTICE)
-
-
-def test_the_notice_of_an_earlier_boot_is_none(asked: Asked) -> None:
-    connection = FakeConnection([answer(RUNNING, beat=replace(LEAVES, boot_id="boot-0")), answer(status("h01.u"))])
-    hosts: list[HostRecord] = []
-    assert asked(h01=connection, hosts=hosts)["h01.u"].state is UnitState.DONE
-    assert {record.leaving for record in hosts} == {""}
-
-
-def test_the_words_of_a_notice_are_held_to_a_line(asked: Asked) -> None:
-    connection = FakeConnection([answer(status("h01.u"), beat=replace(beat(1.0), leaving="\x1b[31m\n" + "x" * 9999))])
-    hosts: list[HostRecord] = []
-    asked(h01=connection, hosts=hosts)
-    assert hosts[-1].leaving.isprintable()
-    assert len(hosts[-1].leaving) <= 500

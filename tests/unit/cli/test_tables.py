@@ -11,7 +11,7 @@ from fleet.results.load import load
 from fleet.results.records import SessionResults
 from fleet.terms import HostState, Reason, UnitState
 from tests.unit.results.session_files import ALL_FOUR, Host, Unit, build
-from tests.unit.test_instances import lease
+from tests.unit.test_what_runs import lease
 
 HOURS = 3600.0
 LOST = Attempt(state=UnitState.UNREACHABLE, reason=Reason.UNREACHABLE, cause="no answer for 25 s", ended_at=1.0)
