@@ -1,16 +1,19 @@
 """Hosts that EC2 takes back: their notice is heard, they get nothing more, and nobody waits for them."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fleet.campaign import RetryPolicy
-from fleet.handoff import HostRecord
 from fleet.harness.contract import Reason, SupervisorBeat, UnitState
 from fleet.inventory.reach import Unreachable
 from fleet.terms import HostState
 from tests.unit.fakes import FakeConnection, RecordingWatch, answer, status
 from tests.unit.polling import Asked
+
+if TYPE_CHECKING:
+    from fleet.handoff import HostRecord
 
 RUNNING = status("h01.u", UnitState.RUNNING, boot_id="boot-1", beat_uptime=999.0)
 
