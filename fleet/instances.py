@@ -7,7 +7,7 @@ from dataclasses import replace
 from fleet import handoff, resume, retries
 from fleet.campaign import Campaign
 from fleet.cloud import leases
-from fleet.errors import LeakError
+from fleet.errors import CloudError, LeakError
 from fleet.session import Session
 from fleet.subset import Subset
 from fleet.terms import Reason, UnitState
@@ -40,8 +40,23 @@ def interrupted(session: Session, campaign: Campaign) -> list[str]:
     if campaign.cloud is None or not handoff.planned(session):
         return []
     found = {unit.host for unit in handoff.records(session).values() if unit.reason is Reason.INTERRUPTED}
+    # A host may vanish before anybody heard its notice; EC2 says why all the same.
+    last = {leased.host: leased for lease in leases.read(session) for leased in lease.instances}
+    found |= {host for host, leased in last.items() if leased.cause == leases.TAKEN_BACK}
     found &= _lacking(session)
     return [name for name, _ in campaign.cloud.hosts() if name in found]
+
+
+def look(session: Session, watch: Watch) -> None:
+    """Let the ledger know which instances have ended, where units of spot instances are missing."""
+    from fleet.cloud import arrivals
+
+    alive = leases.live(leases.read(session))
+    if any(host in alive and alive[host][0].market == "spot" for host in _lacking(session)):
+        try:
+            arrivals.reconcile(session)
+        except CloudError as error:
+            watch.note(f"EC2 did not say whether instances were taken back: {error.message}")
 
 
 def tries(campaign: Campaign) -> int:

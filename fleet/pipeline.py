@@ -161,7 +161,8 @@ def bring_home(outing: Outing) -> Any:
 
 def again(outing: Outing) -> None:
     """Units whose instance EC2 took back are run on another one, as often as the policy for `interrupted` says."""
-    for _ in range(instances.tries(outing.campaign)):
+    for _ in range(instances.tries(outing.campaign) if outing.campaign.cloud else 0):
+        instances.look(outing.session, outing.watch)
         hosts = instances.interrupted(outing.session, outing.campaign)
         if not hosts:
             return

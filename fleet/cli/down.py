@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fleet import handoff, resume
-from fleet.cli import options, output
+from fleet.cli import cloud_tables, options, output
 from fleet.errors import CampaignError, ExitCode
 from fleet.session import Session
 from fleet.subset import Subset
@@ -32,7 +32,7 @@ def command(
     that are not home are lost with their host: `fleet collect` first. Exit code 4, with the ids, when it is not sure that
     all are gone; the same command goes on.
     """
-    from fleet.cloud import down, leases
+    from fleet.cloud import down, leases, spend
 
     session = options.existing(base, session_id)
     options.say_strays(session)
@@ -50,6 +50,8 @@ def command(
         output.print_table(
             f"{len(found)} instances of session {session.id} ended", ["host", "id", "region", "cause"], rows
         )
+        if cost := cloud_tables.spent(spend.write(session)):
+            output.say(cost)
     return ExitCode.OK
 
 

@@ -9,6 +9,7 @@ import click
 from fleet import campaign as campaigns
 from fleet.campaign import Campaign
 from fleet.cli import cloud_tables, options, output
+from fleet.cloud_settings import CloudSettings
 from fleet.errors import CampaignError, ExitCode, LeakError
 from fleet.session import Session
 from fleet.subset import Subset
@@ -39,6 +40,9 @@ def command(
     launched that could cost more than `cloud.max_cost`, and what cannot be had whole is taken back, unless
     `cloud.partial` is true.
     """
+    if not session_id:
+        # Before there is a session: a campaign without instances needs none.
+        _settings(campaigns.load(campaign_file), campaign_file)
     session, file = options.for_campaign(base, session_id, campaign_file, new=False)
     campaign = campaigns.load(session.campaign_file)
     hosts = _hosts(session, campaign, file, Subset(limit=limit, exclude=exclude))
@@ -48,13 +52,17 @@ def command(
         return _launch(session, campaign, watch, hosts, quick=quick, as_json=as_json)
 
 
+def _settings(campaign: Campaign, file: Path) -> CloudSettings:
+    if campaign.cloud is None:
+        raise CampaignError(f"{file}: nothing to launch, it has no `cloud:` section", hint="docs/cloud.md shows one")
+    return campaign.cloud
+
+
 def _hosts(session: Session, campaign: Campaign, file: Path, subset: Subset) -> list[str]:
     """Hosts of `cloud.instances` that are asked for and have something left to do."""
     from fleet.cloud import hosts
 
-    if campaign.cloud is None:
-        raise CampaignError(f"{file}: nothing to launch, it has no `cloud:` section", hint="docs/cloud.md shows one")
-    named = [name for name, _ in campaign.cloud.hosts()]
+    named = [name for name, _ in _settings(campaign, file).hosts()]
     subset.check(named)
     done = hosts.finished(session)
     if idle := [name for name in named if name in done and not subset.left_out(name)]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet.cloud import aws
-from fleet.cloud.leases import EXPIRY_TAG, LEASE_TAG, OWNER_TAG, SESSION_TAG, expiry
+from fleet.cloud.leases import EXPIRY_TAG, LEASE_TAG, OWNER_TAG, SESSION_TAG, TAKEN_BACK, expiry
 
 VALUES = 200
 """EC2 takes no more values in one filter."""
@@ -131,7 +131,7 @@ def leftovers(region: str, session: str = "") -> list[Leftover]:
 def why_ended(instance: Described, expires_at: float | None) -> str:
     """Why an instance ended that nobody took down, in a few words; its timer ended it when it lived to its expiry."""
     if instance.reason_code in SPOT:
-        return "spot interruption"
+        return TAKEN_BACK
     ended = ended_at(instance)
     if "InstanceInitiatedShutdown" in instance.reason_code:
         # The timer looks at the clock now and then, and a clock may be a minute off.

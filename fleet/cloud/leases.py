@@ -20,6 +20,10 @@ TAG = "mlperf-fleet"
 LEASE_TAG, SESSION_TAG, OWNER_TAG, EXPIRY_TAG = (f"{TAG}:{name}" for name in ("lease", "session", "owner", "expires"))
 
 
+TAKEN_BACK = "spot interruption"
+"""Leased.cause of an instance that EC2 took back."""
+
+
 class LeaseState(StrEnum):
     """How far a lease has come."""
 

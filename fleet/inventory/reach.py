@@ -352,6 +352,10 @@ done
 """
 
 
+_BOOTED = "! command -v cloud-init >/dev/null 2>&1 || cloud-init status --wait >/dev/null 2>&1"
+"""Ends when cloud-init has: sshd answers long before the last package of an instance's user data is installed."""
+
+
 def _patiently(host: Host) -> Connection:
     """Open a connection to a host, again and again while an instance boots that was just launched.
 
@@ -383,6 +387,8 @@ def probe(host: Host) -> Reachability:
     try:
         connection = _patiently(host)
         try:
+            if host.instance is not None and host.instance.patience_s:
+                connection.run(_BOOTED, timeout=host.instance.patience_s)
             answer = connection.run(_PROBE.format(candidates=candidates, minimum=PYTHON_MINIMUM), timeout=PROBE_TIMEOUT)
         finally:
             connection.close()

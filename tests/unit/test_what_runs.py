@@ -94,6 +94,16 @@ def test_only_what_ec2_took_back_is_run_on_another_instance(session: Session) ->
     assert part.left_out("own") == instances.NOT_AGAIN
 
 
+def test_what_vanished_before_its_notice_was_heard_is_run_again_when_ec2_took_it_back(session: Session) -> None:
+    planned(session, g5_1=UnitState.UNREACHABLE, g5_2=UnitState.UNREACHABLE, g5_3=UnitState.UNREACHABLE)
+    taken = lease("g5-1", "g5-2", state=LeaseState.ENDED, ended=5.0)
+    back = tuple(replace(leased, cause=leases.TAKEN_BACK) for leased in taken.instances)
+    leases.write(session, replace(taken, instances=back))
+    # g5-2 has another instance since, and g5-3 just does not answer.
+    leases.write(session, replace(lease("g5-2", "g5-3"), written_at=taken.written_at + 1))
+    assert instances.interrupted(session, ASKED) == ["g5-1"]
+
+
 @pytest.mark.parametrize("state", [LeaseState.LAUNCHED, LeaseState.INTENDED])
 def test_what_may_still_run_is_an_error_of_its_own(session: Session, state: LeaseState) -> None:
     assert instances.left_running(session) is None

@@ -85,6 +85,16 @@ def test_an_instance_that_boots_is_asked_until_it_answers(monkeypatch: pytest.Mo
     assert waits == [reach.AGAIN_S] * 7
 
 
+@pytest.mark.parametrize(("patience", "booting"), [(60.0, True), (0.0, False)])
+def test_the_end_of_cloud_inits_work_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, patience: float, *, booting: bool
+) -> None:
+    connection = FakeConnection(["", ANSWER] if booting else [ANSWER])
+    monkeypatch.setattr(reach, "connect", lambda _: connection)
+    assert reach.probe(replace(HOST, instance=replace(HERE, patience_s=patience))).state is HostState.READY
+    assert ["cloud-init status --wait" in command for command in connection.commands] == [True, False][not booting :]
+
+
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     answering(monkeypatch, silent("no answer from 10.0.0.1 port 22 in 10 s"), endless=True)
     found = reach.probe(HOST)
