@@ -1,6 +1,7 @@
 """What one stage leaves for the next: the types of the session's files, and reading them back. No logic."""
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -335,6 +336,25 @@ def system_kinds(session: Session) -> dict[str, tuple[str, ...]]:
 def facts_of(session: Session, instance: str) -> Path:
     """Where the facts of an EC2 instance are, whichever of them is its host now."""
     return session.provision / "facts" / "instances" / f"{instance}.json"
+
+
+def missing(planned: Iterable[RunSpec], known: Mapping[str, UnitRecord], home: Mapping[str, Collected]) -> list[str]:
+    """Units without which a session is not finished: those that are not done, or not verified at home."""
+    return [
+        spec.unit
+        for spec in planned
+        if spec.unit not in known
+        or known[spec.unit].state is not UnitState.DONE
+        or spec.unit not in home
+        or not home[spec.unit].complete
+    ]
+
+
+def lacking(session: Session) -> set[str]:
+    """Hosts with units that are not done, or not verified at home."""
+    units = plan(session).units
+    names = set(missing(units, records(session), collected(session)))
+    return {spec.host for spec in units if spec.unit in names}
 
 
 def collected(session: Session) -> dict[str, Collected]:

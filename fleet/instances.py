@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fleet import handoff, resume, retries
+from fleet import handoff, retries
 from fleet.campaign import Campaign
 from fleet.cloud import leases
 from fleet.errors import CloudError, LeakError
@@ -21,7 +21,7 @@ def wanted(session: Session, campaign: Campaign, subset: Subset) -> list[str]:
     """Cloud hosts that need an instance: all of them before there is a plan, else those whose units are missing."""
     names = [name for name, _ in campaign.cloud.hosts()] if campaign.cloud else []
     if handoff.planned(session):
-        lacking = _lacking(session)
+        lacking = handoff.lacking(session)
         names = [name for name in names if name in lacking]
     return [name for name in names if not subset.left_out(name)]
 
@@ -30,7 +30,7 @@ def asked(session: Session, campaign: Campaign, subset: Subset) -> Subset:
     """The subset without cloud hosts that are finished with: nobody can ask them, and nobody needs to."""
     if campaign.cloud is None or not handoff.planned(session):
         return subset
-    alive, lacking = leases.live(leases.read(session)), _lacking(session)
+    alive, lacking = leases.live(leases.read(session)), handoff.lacking(session)
     over = {name: FINISHED for name, _ in campaign.cloud.hosts() if name not in alive and name not in lacking}
     return replace(subset, spared={**subset.spared, **over})
 
@@ -43,7 +43,7 @@ def interrupted(session: Session, campaign: Campaign) -> list[str]:
     # A host may vanish before anybody heard its notice; EC2 says why all the same.
     last = {leased.host: leased for lease in leases.read(session) for leased in lease.instances}
     found |= {host for host, leased in last.items() if leased.cause == leases.TAKEN_BACK}
-    found &= _lacking(session)
+    found &= handoff.lacking(session)
     return [name for name, _ in campaign.cloud.hosts() if name in found]
 
 
@@ -52,7 +52,7 @@ def look(session: Session, watch: Watch) -> None:
     from fleet.cloud import arrivals
 
     alive = leases.live(leases.read(session))
-    if any(host in alive and alive[host][0].market == "spot" for host in _lacking(session)):
+    if any(host in alive and alive[host][0].market == "spot" for host in handoff.lacking(session)):
         try:
             arrivals.reconcile(session)
         except CloudError as error:
@@ -89,13 +89,6 @@ def left_running(session: Session) -> LeakError | None:
         f"interrupted; instances go on, and end themselves by {when}: {', '.join(ids)}",
         hint=f"fleet bench --session {session.id} to go on, fleet down --session {session.id} to end them now",
     )
-
-
-def _lacking(session: Session) -> set[str]:
-    """Hosts with units that are not done and home."""
-    units = handoff.plan(session).units
-    missing = set(resume.missing(units, handoff.records(session), handoff.collected(session)))
-    return {spec.host for spec in units if spec.unit in missing}
 
 
 def explain(session: Session) -> None:

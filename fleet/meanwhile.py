@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from fleet import answers, handoff, resume, threads
+from fleet import answers, handoff, threads
 from fleet.handoff import UnitRecord
 from fleet.harness.contract import UnitState
 from fleet.inventory import files, reach
@@ -54,7 +54,7 @@ def ask(session: Session, subset: Subset) -> list[Meanwhile]:
     if not handoff.planned(session) or not (session.provision / "readiness.json").is_file():
         return []
     planned, known = handoff.plan(session).units, handoff.records(session)
-    missing = set(resume.missing(planned, known, handoff.collected(session)))
+    missing = set(handoff.missing(planned, known, handoff.collected(session)))
     units: dict[str, list[UnitRecord]] = {}
     for spec in planned:
         if spec.unit in missing and not subset.left_out(spec.host):

@@ -1,7 +1,7 @@
 """What becomes of a unit when a session goes on: kept, waited for, fetched, or run again, and why. No hosts, no files."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fleet import handoff
@@ -94,18 +94,6 @@ def left_out(record: UnitRecord, cause: str) -> UnitRecord:
         return record
     seen = f"; last seen {record.state}" if record.state in {UnitState.QUEUED, UnitState.RUNNING} else ""
     return replace(record, state=UnitState.LEFT_OUT, cause=cause + seen)
-
-
-def missing(planned: Iterable[RunSpec], known: Mapping[str, UnitRecord], home: Mapping[str, Collected]) -> list[str]:
-    """Units without which a session is not finished: those that are not done, or not verified at home."""
-    return [
-        spec.unit
-        for spec in planned
-        if spec.unit not in known
-        or known[spec.unit].state is not UnitState.DONE
-        or spec.unit not in home
-        or not home[spec.unit].complete
-    ]
 
 
 def lines(decisions: Iterable[Decision]) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fleet import handoff, resume
+from fleet import handoff
 from fleet.cli import cloud_tables, options, output
 from fleet.errors import CampaignError, ExitCode
 from fleet.session import Session
@@ -70,5 +70,5 @@ def _lost(session: Session, hosts: list[str]) -> list[str]:
     if not handoff.planned(session):
         return []
     units = [spec for spec in handoff.plan(session).units if spec.host in hosts]
-    missing = resume.missing(units, handoff.records(session), handoff.collected(session))
+    missing = handoff.missing(units, handoff.records(session), handoff.collected(session))
     return [f"{len(missing)} units of these hosts are not home, and go with them"] if missing else []

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from fleet import campaign as campaigns
-from fleet import cancel, handoff, instances, resume
+from fleet import cancel, handoff, instances
 from fleet import session as sessions
 from fleet.campaign import Campaign
 from fleet.cli import output
@@ -124,7 +124,7 @@ def to_go_on_with(base: Path, file: Path, *, quick: bool) -> tuple[Session, Path
             return session, file
         planned = handoff.plan(session)
         if planned.quick == quick:
-            missing = resume.missing(planned.units, handoff.records(session), handoff.collected(session))
+            missing = handoff.missing(planned.units, handoff.records(session), handoff.collected(session))
             if not missing and instances.may_run(session):
                 output.say(f"session {session.id} goes on: it has instances that may still run (a new one: --new)")
                 return session, file

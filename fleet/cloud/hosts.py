@@ -13,7 +13,6 @@ from fleet.campaign import Campaign
 from fleet.cloud import keys, leases
 from fleet.cloud.leases import Lease, Leased, LeaseState
 from fleet.cloud_settings import CloudSettings
-from fleet.harness.contract import UnitState
 from fleet.inventory.hosts import Host, Instance
 from fleet.session import Session
 from fleet.terms import HostKind
@@ -78,17 +77,7 @@ def finished(session: Session) -> frozenset[str]:
     """Hosts whose units are all done and verified at home: they need no instance any more."""
     if not handoff.planned(session):
         return frozenset()
-    known, home = handoff.records(session), handoff.collected(session)
-    units = handoff.plan(session).units
-    lacking = {
-        spec.host
-        for spec in units
-        if spec.unit not in known
-        or known[spec.unit].state is not UnitState.DONE
-        or spec.unit not in home
-        or not home[spec.unit].complete
-    }
-    return frozenset(spec.host for spec in units) - lacking
+    return frozenset(spec.host for spec in handoff.plan(session).units) - handoff.lacking(session)
 
 
 def _address(settings: CloudSettings, leased: Leased) -> str:
