@@ -4,12 +4,15 @@ Every host of the request is in the result, whatever Ansible's own statistics sa
 unreachable host and a batch that never ran look alike in ansible-runner's status and return code.
 """
 
+import atexit
+import functools
 import os
 import re
 import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -174,6 +177,21 @@ def _lives(pid: int) -> bool:
         return False
 
 
+CONTROL_DIR_LIMIT = 79
+"""Characters of the folder of ssh's sockets: Linux allows a socket 107, and Ansible and ssh put 28 behind it."""
+
+
+@functools.cache
+def control_dir() -> str:
+    """Where the sockets of ssh's shared connections go: Ansible's own place, or a short one under a long HOME."""
+    own = os.path.expanduser("~/.ansible/cp")  # noqa: PTH111 - Path raises where there is no home at all
+    if len(os.fsencode(own)) <= CONTROL_DIR_LIMIT:
+        return own
+    made = tempfile.mkdtemp(prefix="fleet-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
 def environment(ssh_arguments: Sequence[str], hosts: int) -> dict[str, str]:
     """What of Ansible's settings depends on the moment; the rest is in playbooks/ansible.cfg."""
     cores = len(os.sched_getaffinity(0))
@@ -181,6 +199,7 @@ def environment(ssh_arguments: Sequence[str], hosts: int) -> dict[str, str]:
         "ANSIBLE_CONFIG": str(content.root() / "playbooks" / "ansible.cfg"),
         "ANSIBLE_ROLES_PATH": str(content.root() / "roles"),
         "ANSIBLE_FORKS": str(max(4, min(hosts, 4 * cores))),
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": control_dir(),
         "ANSIBLE_SSH_ARGS": f"{KEEPALIVE} {shlex.join(ssh_arguments)}",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }

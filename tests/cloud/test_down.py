@@ -248,7 +248,7 @@ def test_a_group_in_use_for_good_is_said_and_the_secrets_stay(cloud: Cloud, make
     lease = launched(cloud, session)
     cloud.fault("DeleteSecurityGroup", "DependencyViolation", times=None, status=400)
     with pytest.raises(CloudError, match=f"security-group {lease.security_group} in us-east-1") as caught:
-        down.down(session, Silent(), bound_s=1)
+        down.down(session, Silent(), bound_s=4)
     assert caught.value.exit_code is ExitCode.ERROR
     assert keys.known()
     assert leases.read(session)[0].state is LeaseState.ENDED

@@ -350,3 +350,18 @@ def test_ansible_ends_with_its_controller_however_that_ends(tmp_path: Path, numb
         controller.send_signal(number)
         controller.wait(30)
     wait_for(lambda: gone(ansible) and gone(task_pid), 20)
+
+
+@pytest.mark.parametrize(("home", "own"), [("/home/" + "u" * 20, True), ("/home/" + "u" * 120, False)])
+def test_sockets_of_ssh_fit_into_their_folder_whatever_the_home(
+    monkeypatch: pytest.MonkeyPatch, home: str, *, own: bool
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    plays.control_dir.cache_clear()
+    try:
+        found = plays.environment([], 1)["ANSIBLE_SSH_CONTROL_PATH_DIR"]
+        assert (found == f"{home}/.ansible/cp") is own
+        assert len(f"{found}/{'h' * 10}.{'r' * 16}") < 108
+        assert own or Path(found).stat().st_mode & 0o777 == 0o700
+    finally:
+        plays.control_dir.cache_clear()

@@ -1,5 +1,6 @@
 """Leases as hosts: all that the campaign asks for, there or not, each with its address or its cause."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_campaign_without_instances_has_none(tmp_path: Path) -> None:
 
 def test_a_launched_instance_has_all_that_is_needed_to_reach_it(tmp_path: Path) -> None:
     session, campaign = ledger.session(tmp_path)
-    ledger.write(session, ledger.lease(1, "g5-1"))
+    just_now = ledger.leased(1, 0, "g5-1", launched_at=time.time() - 60)
+    ledger.write(session, ledger.lease(1, "g5-1", instances=(just_now,)))
     host = hosts.planned(session, campaign)[0]
     assert (host.address, host.user, host.missing) == ("203.0.113.0", "ubuntu", "")
     assert host.identity_file == str(keys.ensure(session).login_key)
