@@ -57,6 +57,10 @@ test-faults: $(VENV)/.dev system-packages  ## Break things in the middle of outi
 test-scale: $(VENV)/.dev system-packages  ## Everything with 48 lab hosts
 	$(BIN)/python -m pytest -m scale
 
+.PHONY: test-thorough
+test-thorough: $(VENV)/.dev system-packages  ## Every combination of what `make test` tries in part
+	$(BIN)/python -m pytest -m thorough
+
 .PHONY: system-packages
 system-packages:
 	@./.ci/packages $(APT_TEST)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import botocore.loaders
+import botocore.session
 import pytest
 
 from fleet import campaign as campaigns
@@ -32,9 +34,14 @@ def aws_server() -> Iterator[str]:
         yield server.url
 
 
+_MODELS = botocore.loaders.Loader()
+"""botocore's descriptions of services, read once: each test makes clients anew, and EC2's is megabytes."""
+
+
 @pytest.fixture
 def cloud(aws_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     """An empty account that boto3 in this process uses; homes and state are below tmp_path."""
+    monkeypatch.setattr(botocore.session, "create_loader", lambda _=None: _MODELS)
     made = Cloud(aws_server)
     made.reset()
     clear(monkeypatch)

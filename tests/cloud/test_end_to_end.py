@@ -47,6 +47,7 @@ def test_from_a_campaign_to_submission_and_report_and_nothing_is_left(bridge: Br
     assert "type_g5_xlarge:" in inventory
 
 
+@pytest.mark.thorough
 def test_hosts_put_their_results_into_the_bucket_and_the_controller_takes_them(bridge: Bridge, tmp_path: Path) -> None:
     s3 = bridge.cloud.client("s3")
     bridge.lab.inside(lambda: s3.create_bucket(Bucket="fleet-results"))

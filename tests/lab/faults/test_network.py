@@ -24,6 +24,7 @@ def test_a_cable_that_is_out_for_ten_seconds(outing: MakeOuting) -> None:
     out.recover("link down for 10 s", "h02", "no answer|lost")
 
 
+@pytest.mark.faults
 def test_a_cable_that_stays_out(outing: MakeOuting) -> None:
     out = outing()
     out.start()

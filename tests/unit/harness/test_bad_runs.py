@@ -368,6 +368,7 @@ def engine() -> Iterator[Engine]:
         ("die", "in the middle of an answer"),
     ],
 )
+@pytest.mark.thorough
 def test_an_endpoint_that_dies_or_streams_nothing(  # noqa: PLR0917 - fixtures and parameters
     harness: Path, gptj: Path, engine: Engine, scenario: Scenario, fault: str, cause: str
 ) -> None:

@@ -33,8 +33,14 @@ CONF = {
     "*.Server.ttft_latency = 5000\n*.Server.tpot_latency = 5000\n*.Server.target_qps = 8",
 }
 FOUND: dict[tuple[str, str, Scenario], str] = {}
+OFTEN = {("tiny-bert", "pytorch"), ("tiny-gptj", "pytorch")}
+"""Tried in every scenario by `make test`; the others in one, and in all of them by `make test-thorough`."""
 UNITS = [
-    pytest.param((name, backend, scenario), id=f"{name}-{backend}-{scenario}")
+    pytest.param(
+        (name, backend, scenario),
+        id=f"{name}-{backend}-{scenario}",
+        marks=() if (name, backend) in OFTEN or scenario is Scenario.OFFLINE else pytest.mark.thorough,
+    )
     for name in BENCHMARKS
     for backend in BACKENDS
     for scenario in Scenario
