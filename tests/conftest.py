@@ -24,6 +24,7 @@ WHEELHOUSE = "/opt/wheelhouse"  # where every host of ``lab`` has it
 _REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What must not run beside its like: lab hosts are many processes, and the harness holds the processor's lock."""
     for item in items:
