@@ -39,7 +39,7 @@ demo: $(VENV)/.base  ## Benchmark this machine: a quick run, from preflight to s
 
 .PHONY: test
 test: $(VENV)/.dev system-packages lint  ## Set everything up and run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/.dev  ## Test what needs an NVIDIA GPU, on a machine that has one; downloads gigabytes

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.lab import rootfs
 from tests.lab.hosts import Lab
@@ -24,18 +26,24 @@ WHEELHOUSE = "/opt/wheelhouse"  # where every host of ``lab`` has it
 _REQUIREMENTS = Path(__file__).parent.parent / "requirements"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What must not run beside its like: lab hosts are many processes, and the harness holds the processor's lock."""
-    for item in items:
-        place = Path(item.location[0])
-        if "lab" in item.keywords:
-            group = "lab"
-        elif place.is_relative_to("tests/unit/harness"):
-            group = "harness"
-        else:
-            group = str(place)
-        item.add_marker(pytest.mark.xdist_group(group))
+LAB = re.compile("tests/(lab/|cloud/test_(bridge|end_to_end))")
+"""Tests of lab hosts: one lab for all of them, and no second one beside it."""
+
+
+class ByPlace(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed for strictness
+    """Tests that must not run beside their like: the lab's, and the harness', which holds the processor's lock."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if LAB.match(file):
+            return "lab"
+        return "harness" if file.startswith("tests/unit/harness/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPlace:
+    """How `make test` shares tests out among its two processes."""
+    return ByPlace(config, log)
 
 
 class MakeLab(Protocol):
