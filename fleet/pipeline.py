@@ -169,8 +169,13 @@ def again(outing: Outing) -> None:
         outing.watch.note(f"interrupted, and run again on another instance: {', '.join(hosts)}")
         instances.down(outing.session, outing.campaign, outing.watch, hosts=hosts)
         part = replace(outing, subset=instances.only(hosts, outing.session, outing.subset))
-        for stage in (up, inventory, prepare_and_measure, bring_home):
-            stage(part)
+        without = up(part)
+        inventory(part)
+        if set(hosts) <= set(without):
+            # Each is named with its cause, and what the others measured is worth a result.
+            return
+        prepare_and_measure(part)
+        bring_home(part)
 
 
 def down(outing: Outing) -> Any:

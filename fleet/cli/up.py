@@ -40,12 +40,13 @@ def command(
     launched that could cost more than `cloud.max_cost`, and what cannot be had whole is taken back, unless
     `cloud.partial` is true.
     """
+    subset = Subset(limit=limit, exclude=exclude)
     if not session_id:
-        # Before there is a session: a campaign without instances needs none.
-        _settings(campaigns.load(campaign_file), campaign_file)
+        # Before there is a session: a campaign without instances needs none, and neither does a name that nobody has.
+        subset.check(_names(_settings(campaigns.load(campaign_file), campaign_file)))
     session, file = options.for_campaign(base, session_id, campaign_file, new=False)
     campaign = campaigns.load(session.campaign_file)
-    hosts = _hosts(session, campaign, file, Subset(limit=limit, exclude=exclude))
+    hosts = _hosts(session, campaign, file, subset)
     with _held(session, quiet=as_json) as watch:
         if dry_run:
             return _plan(session, campaign, hosts, quick=quick, as_json=as_json)
@@ -58,11 +59,15 @@ def _settings(campaign: Campaign, file: Path) -> CloudSettings:
     return campaign.cloud
 
 
+def _names(settings: CloudSettings) -> list[str]:
+    return [name for name, _ in settings.hosts()]
+
+
 def _hosts(session: Session, campaign: Campaign, file: Path, subset: Subset) -> list[str]:
     """Hosts of `cloud.instances` that are asked for and have something left to do."""
     from fleet.cloud import hosts
 
-    named = [name for name, _ in _settings(campaign, file).hosts()]
+    named = _names(_settings(campaign, file))
     subset.check(named)
     done = hosts.finished(session)
     if idle := [name for name in named if name in done and not subset.left_out(name)]:

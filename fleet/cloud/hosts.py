@@ -4,9 +4,10 @@ What the ledger says becomes an address, or the cause why there is none: no host
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fleet import handoff
 from fleet.campaign import Campaign
@@ -32,12 +33,12 @@ def planned(session: Session, campaign: Campaign) -> tuple[Host, ...]:
     """
     if campaign.cloud is None:
         return ()
-    ledger = leases.read(session)
+    ledger, lacked = leases.read(session), lacking(session)
     there, home = leases.live(ledger), finished(session)
     settings, token = campaign.cloud, session.token
     found = []
     for name, entry in settings.hosts():
-        address, instance = "", _gone(name, ledger, home=name in home)
+        address, instance = "", _gone(name, ledger, lacked.get(name, ""), home=name in home)
         if now := there.get(name):
             address, instance = _address(settings, now[1]), _running(session, *now)
         if now and time.time() > leases.latest_end(now[0]) + LATE_S:
@@ -61,6 +62,24 @@ def planned(session: Session, campaign: Campaign) -> tuple[Host, ...]:
             )
         )
     return tuple(found)
+
+
+def lack(session: Session, asked: Iterable[str], causes: Mapping[str, str]) -> None:
+    """Keep why hosts that were asked for got no instance: cloud/lacking.json, host to cause."""
+    known = lacking(session)
+    found = {name: cause for name, cause in known.items() if name not in asked} | dict(causes)
+    if found != known:
+        session.write(_lacking_file(session), found)
+
+
+def lacking(session: Session) -> dict[str, str]:
+    """What `lack` kept."""
+    path = _lacking_file(session)
+    return session.read(path, dict[str, str]) if path.is_file() else {}
+
+
+def _lacking_file(session: Session) -> Path:
+    return session.cloud / "lacking.json"
 
 
 def login_key(token: str) -> str:
@@ -118,8 +137,11 @@ def _of(lease: Lease, leased: Leased | None) -> Instance:
     )
 
 
-def _gone(name: str, ledger: Sequence[Lease], *, home: bool) -> Instance:
-    """A host without an instance: what the last one was, and why there is none, as its leases tell it, oldest first."""
+def _gone(name: str, ledger: Sequence[Lease], lacked: str, *, home: bool) -> Instance:
+    """A host without an instance: what the last one was, and why there is none, as its leases tell it, oldest first.
+
+    `lacked` is why it got none where no lease says so: what EC2 refused others was not asked again for it.
+    """
     tried = [lease for lease in ledger if name in lease.hosts]
     last, ended = Instance(), ""
     refused: list[str] = []
@@ -129,7 +151,7 @@ def _gone(name: str, ledger: Sequence[Lease], *, home: bool) -> Instance:
             last, ended, refused = _of(lease, leased), _end(leased), []
         elif said := _refusal(lease):
             refused.append(said)
-    causes = [*([ended] if ended else []), *dict.fromkeys(refused)]
+    causes = [*([ended] if ended else []), *(dict.fromkeys(refused) or filter(None, [lacked]))]
     if home:
         return replace(last, home=True, cause="; ".join(["finished: all its units are home", *causes[:1]]))
     return replace(last, cause="; ".join(causes) or "not launched yet")

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
 
+from fleet import handoff
 from fleet.campaign import Campaign
 from fleet.cloud import access, arrivals, aws, bucket, down, image, keys, launch, leases, plan, pools, user_data
+from fleet.cloud import hosts as cloud_hosts
 from fleet.cloud.access import Access, Network
 from fleet.cloud.image import Image
 from fleet.cloud.keys import Keys
@@ -31,9 +33,10 @@ def up(
 ) -> dict[str, str]:
     """Give each of these hosts of `cloud.instances` an instance that runs and has its address; those that have one keep it.
 
-    Returns the cause for each host that got none, which only a campaign with `cloud.partial` lets be. A plan is made
-    first, always, and when it is refused nothing is launched. Whatever else goes wrong, everything that the session has
-    at EC2 is taken back.
+    Returns the cause for each host that got none, and keeps it for the inventory. Only a campaign with `cloud.partial`
+    lets that be, or a session whose units were handed out already: what was measured, or is being measured, is worth
+    more than a whole fleet. A plan is made first, always, and when it is refused nothing is launched. Whatever else goes
+    wrong, everything that the session has at EC2 is taken back; once units were handed out, what these hosts got now.
 
     Only for who holds the session. Raises CloudError, LeakError where an instance may be left, and what is wrong with files.
     """
@@ -42,11 +45,18 @@ def up(
     if settings is None or not wanted:
         return {}
     watch.stage("up", f"instances for {len(wanted)} host{'' if len(wanted) == 1 else 's'}")
+    begun = handoff.planned(session)
+    lacking = _lacking(session, wanted)
     try:
-        return _Up(session, campaign, settings, watch).bring(wanted, quick=quick)
+        causes = _Up(session, campaign, settings, watch, partial=settings.partial or begun).bring(wanted, quick=quick)
+        _judge(session, campaign, settings, causes, wanted, begun=begun)
     except (FleetError, OSError) as error:
-        _take_back(session, watch, error)
-        raise
+        _take_back(session, watch, error, hosts=lacking if begun else None)
+        if not begun:
+            raise
+        causes = dict.fromkeys(lacking, error.message if isinstance(error, FleetError) else str(error))
+    cloud_hosts.lack(session, wanted, causes)
+    return causes
 
 
 def may_run(session: Session) -> tuple[str, ...]:
@@ -62,16 +72,23 @@ def may_run(session: Session) -> tuple[str, ...]:
     )
 
 
-def _take_back(session: Session, watch: Watch, error: FleetError | OSError) -> None:
-    """End everything of the session at EC2, because of `error`.
+def _lacking(session: Session, wanted: Iterable[str]) -> list[str]:
+    there = leases.live(leases.read(session))
+    return [name for name in wanted if name not in there]
+
+
+def _take_back(
+    session: Session, watch: Watch, error: FleetError | OSError, *, hosts: Collection[str] | None = None
+) -> None:
+    """End everything of the session at EC2, or what these hosts have there, because of `error`.
 
     Raises LeakError when something may be left.
     """
     if not leases.read(session) and not keys.folder(session.token).is_dir():
         return
-    watch.note(f"up: {error}; taking everything back")
+    watch.note(f"up: {error}; " + ("taking everything back" if hosts is None else "going on with the others"))
     try:
-        down.down(session, watch)
+        down.down(session, watch, hosts=hosts)
     except LeakError as leak:
         raise LeakError(f"{error}; then: {leak.message}", hint=leak.hint, code=leak.code) from error
     except FleetError as second:
@@ -86,8 +103,11 @@ def _take_back(session: Session, watch: Watch, error: FleetError | OSError) -> N
 class _Up:
     """One `up`: what it has found out, and what it may still ask."""
 
-    def __init__(self, session: Session, campaign: Campaign, settings: CloudSettings, watch: Watch) -> None:
+    def __init__(
+        self, session: Session, campaign: Campaign, settings: CloudSettings, watch: Watch, *, partial: bool
+    ) -> None:
         self._session, self._campaign, self._settings, self._watch = session, campaign, settings, watch
+        self._partial = partial
         self._openings = Openings()
         self._networks: dict[str, Network] = {}
         self._images: dict[tuple[str, str], Image] = {}
@@ -98,20 +118,16 @@ class _Up:
     def bring(self, wanted: Sequence[str], *, quick: bool) -> dict[str, str]:
         """The whole of it, but for taking back."""
         self._settle(wanted)
-        causes: dict[str, str] = {}
-        if lacking := self._lacking(wanted):
+        if lacking := _lacking(self._session, wanted):
             made = plan.make(self._session, self._campaign, lacking, quick=quick)
             for line in made.warnings:
                 self._watch.note(f"up: {line}")
             made.check()
             self._prepare(made)
-            causes = self._launch(made, lacking, wanted)
-        else:
-            causes = arrivals.wait(self._session, self._watch, wanted)
-            if causes:
-                return self.bring(wanted, quick=quick)
-        self._judge(causes, wanted)
-        return causes
+            return self._launch(made, lacking, wanted)
+        if arrivals.wait(self._session, self._watch, wanted):
+            return self.bring(wanted, quick=quick)
+        return {}
 
     def _settle(self, wanted: Sequence[str]) -> None:
         """What earlier commands left: leases without an answer, and instances that have ended since."""
@@ -121,14 +137,10 @@ class _Up:
             made = keys.ensure(self._session)
             for lease in intended:
                 self._watch.note(f"up: the call of {lease.id} was not answered; looking for what came of it")
-                needed = bool(set(self._lacking(wanted)) & set(lease.hosts))
+                needed = bool(set(_lacking(self._session, wanted)) & set(lease.hosts))
                 launch.settle(self._session, lease, self._user_data(made, lease), wanted=needed)
         if ledger:
             arrivals.reconcile(self._session)
-
-    def _lacking(self, wanted: Iterable[str]) -> list[str]:
-        there = leases.live(leases.read(self._session))
-        return [name for name in wanted if name not in there]
 
     def _prepare(self, made: Plan) -> None:
         """Everything that can be asked before anything is made: the bucket, networks, images, whose account it is."""
@@ -162,7 +174,7 @@ class _Up:
             for entry in self._settings.instances:
                 mine = [name for name, other in self._settings.hosts() if other is entry and name in left]
                 causes.update(self._fill(made, entry, mine))
-            if causes and not self._settings.partial:
+            if causes and not self._partial:
                 return causes
             died = arrivals.wait(self._session, self._watch, wanted)
             for host, cause in died.items():
@@ -258,15 +270,24 @@ class _Up:
         lease = [lease for lease in leases.read(self._session) if host in lease.hosts][-1]
         return Pool(type=lease.type, market=lease.market, region=lease.region, zone=lease.zone)
 
-    def _judge(self, causes: dict[str, str], wanted: Sequence[str]) -> None:
-        """Whether to go on without these.
 
-        Raises CloudError when not.
-        """
-        ever = any(lease.instances for lease in leases.read(self._session))
-        if causes and (not self._settings.partial or not (ever or self._campaign.hosts)):
-            few = f"{len(causes)} of {len(wanted)} instances cannot be had: {_folded(causes)}"
-            raise CloudError(few, hint=_FEWER if ever or not self._settings.partial else _FEWER.partition(", or ")[2])
+def _judge(
+    session: Session,
+    campaign: Campaign,
+    settings: CloudSettings,
+    causes: dict[str, str],
+    wanted: Sequence[str],
+    *,
+    begun: bool,
+) -> None:
+    """Whether to go on without these.
+
+    Raises CloudError when not.
+    """
+    ever = any(lease.instances for lease in leases.read(session))
+    if causes and not begun and (not settings.partial or not (ever or campaign.hosts)):
+        few = f"{len(causes)} of {len(wanted)} instances cannot be had: {_folded(causes)}"
+        raise CloudError(few, hint=_FEWER if ever or not settings.partial else _FEWER.partition(", or ")[2])
 
 
 def _folded(causes: dict[str, str]) -> str:

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from fleet.cloud import keys, leases
+from fleet.cloud.hosts import planned
 from fleet.cloud.leases import LeaseState
 from fleet.cloud.up import up
 from fleet.errors import CloudError, ExitCode, LeakError
+from fleet.handoff import Plan
 from fleet.watch import Silent
 from tests.cloud.cloud import Cloud
 from tests.cloud.conftest import MakeSession
@@ -134,6 +136,42 @@ def test_a_partial_fleet_of_nothing_is_none(cloud: Cloud, make_session: MakeSess
     with pytest.raises(CloudError, match="3 of 3 instances cannot be had"):
         up(session, read, Silent(), hosts=HOSTS)
     assert nothing(cloud)
+
+
+def test_once_units_were_handed_out_nothing_is_taken_back_for_want_of_one(
+    cloud: Cloud, make_session: MakeSession
+) -> None:
+    session, read = make_session()
+    up(session, read, Silent(), hosts=HOSTS[:2])
+    before = running(cloud)
+    session.write(session.run / "plan.json", Plan(quick=True, units=()))
+    cloud.capacity("g5.xlarge", 0)
+    causes = up(session, read, Silent(), hosts=HOSTS)
+    assert "sufficient g5.xlarge capacity" in causes["g5-3"]
+    assert running(cloud) == before
+    # The same where AWS gives another refusal than that there are none, and where the plan does.
+    cloud.fault("RunInstances", "UnauthorizedOperation", times=None)
+    cloud.capacity("g5.xlarge", 9)
+    assert "UnauthorizedOperation" in up(session, read, Silent(), hosts=HOSTS)["g5-3"]
+    assert read.cloud
+    dear = read.model_copy(update={"cloud": read.cloud.model_copy(update={"max_cost": 0.01})})
+    assert "max_cost" in up(session, dear, Silent(), hosts=HOSTS)["g5-3"]
+    assert running(cloud) == before
+    assert [host.missing for host in planned(session, read)][:2] == ["", ""]
+
+
+def test_a_host_that_was_not_asked_for_any_more_says_why(cloud: Cloud, make_session: MakeSession) -> None:
+    """Both entries want the same type: what the first was refused the second does not ask for again."""
+    cloud.fault("RunInstances", "VcpuLimitExceeded", times=None, match={"InstanceType": "g5.xlarge"})
+    instances = [*entry(count=1), {"name": "more", "count": 1, "types": ["g5.xlarge"]}]
+    instances.append({"name": "g6", "count": 1, "types": ["g6.xlarge"], "market": "spot"})
+    session, read = make_session(text(instances=instances, partial=True))
+    causes = up(session, read, Silent(), hosts=["g5-1", "more-1", "g6-1"])
+    assert causes.keys() == {"g5-1", "more-1"}
+    there = {host.name: host.missing for host in planned(session, read)}
+    assert "VcpuLimitExceeded" in there["g5-1"]
+    assert there["more-1"] == causes["more-1"]
+    assert there["g6-1"] == ""
 
 
 def test_what_cannot_be_taken_back_is_named_and_is_exit_4(cloud: Cloud, make_session: MakeSession) -> None:

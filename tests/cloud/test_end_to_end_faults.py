@@ -49,6 +49,26 @@ def test_a_spot_instance_is_taken_back_and_its_units_run_on_another(bridge: Brid
     assert {unit["host"] for unit in campaign.read("results", "results.json")["units"]} == set(HOSTS)
 
 
+def test_a_spot_instance_that_is_not_to_be_had_again_costs_the_others_nothing(
+    bridge: Bridge, campaign: Campaign
+) -> None:
+    command = campaign.start("bench", "--quick")
+    bridge.until(lambda: running(campaign, "spot-1"), 120)
+    bridge.cloud.capacity("g5.xlarge", 0, market="spot")
+    bridge.interrupt(campaign.instance("spot-1"), after_s=5)
+    command.wait(300)
+    said = " ".join(campaign.said.split())
+    assert "Traceback" not in said
+    assert "2 of 3 hosts" in said
+    assert "InsufficientInstanceCapacity" in said
+    states = campaign.states()
+    assert {unit.partition(".")[0] for unit, state in states.items() if state == "done"} >= {"g5-1", "g5-2"}
+    assert {state for unit, state in states.items() if unit.startswith("g5")} == {"done"}
+    assert "interrupted" in states.values()
+    assert campaign.read("results", "results.json")
+    assert bridge.cloud.counts(ours=False) == NOTHING
+
+
 def test_a_controller_that_was_killed_goes_on_with_the_same_instances(bridge: Bridge, campaign: Campaign) -> None:
     command = campaign.start("bench", "--quick")
     bridge.until(lambda: running(campaign, "g5-1"), 120)

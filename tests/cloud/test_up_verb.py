@@ -112,5 +112,6 @@ def test_there_must_be_something_to_launch(cloud: Cloud) -> None:
         fleet()
     Path("fleet.yml").write_text(text(), encoding="utf-8")
     with pytest.raises(CampaignError, match="--limit nobody: no such host"):
-        fleet("--limit", "nobody", "--session", "other")
+        fleet("--limit", "nobody")
+    assert not list(Path().glob("sessions/*"))
     assert cloud.calls() == []
