@@ -83,7 +83,7 @@ def left_running(session: Session) -> LeakError | None:
     alive = leases.live(leases.read(session))
     unsure = [lease for lease in leases.read(session) if lease.state is leases.LeaseState.INTENDED]
     ids = sorted(leased.id for _, leased in alive.values()) or ["ids not known yet"]
-    last = max(lease.expires_at for lease in [*unsure, *(lease for lease, _ in alive.values())])
+    last = max(leases.latest_end(lease) for lease in [*unsure, *(lease for lease, _ in alive.values())])
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
     return LeakError(
         f"interrupted; instances go on, and end themselves by {when}: {', '.join(ids)}",
@@ -95,10 +95,10 @@ def explain(session: Session) -> None:
     """Let units that were lost with their instance say that its lease had ended; the network alone says `no answer`."""
     now = time.time()
     ended = {
-        leased.host: lease.expires_at
+        leased.host: leases.end_of(lease, leased)
         for lease in leases.read(session)
         for leased in lease.instances
-        if leased.host and lease.expires_at <= now
+        if leased.host and leases.end_of(lease, leased) <= now
     }
     for record in handoff.records(session).values():
         if record.host in ended and record.state in {UnitState.UNREACHABLE, UnitState.NOT_READY}:
@@ -115,7 +115,16 @@ def up(session: Session, campaign: Campaign, watch: Watch, subset: Subset, *, qu
     if not hosts:
         return {}
     watch.stage("up", f"{len(hosts)} instances" if len(hosts) > 1 else "an instance")
-    return launching.up(session, campaign, watch, hosts=hosts, quick=quick)
+    try:
+        return launching.up(session, campaign, watch, hosts=hosts, quick=quick)
+    except LeakError:
+        raise
+    except CloudError as error:
+        if not handoff.planned(session):
+            raise
+        # Hosts that answer need no word of EC2's, and those that do not are named by the inventory.
+        watch.note(f"EC2 did not say how instances stand: {error.message}")
+        return {}
 
 
 def down(session: Session, campaign: Campaign, watch: Watch, hosts: Sequence[str] | None = None) -> tuple[str, ...]:

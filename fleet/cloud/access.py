@@ -169,7 +169,8 @@ def _let_in(ec2: aws.Client, group: dict[str, Any], source: IPv4Network) -> None
         "ToPort": SSH,
         "IpRanges": [{"CidrIp": str(source), "Description": "ssh from the controller"}],
     }
-    had = group["IpPermissions"]
+    # EC2 shows all sources of a port as one rule, and takes each by itself.
+    had = [single for rule in group["IpPermissions"] for single in _singles(rule)]
     right = [rule for rule in had if _plain(rule) == _plain(wanted)]
     if not right:
         try:
@@ -182,17 +183,21 @@ def _let_in(ec2: aws.Client, group: dict[str, Any], source: IPv4Network) -> None
                 raise
     others = [rule for rule in had if rule not in right]
     if others:
-        ec2.call("revoke_security_group_ingress", GroupId=group["Id"], IpPermissions=[_given(rule) for rule in others])
+        ec2.call("revoke_security_group_ingress", GroupId=group["Id"], IpPermissions=others)
+
+
+_SOURCES = ("IpRanges", "Ipv6Ranges", "PrefixListIds", "UserIdGroupPairs")
+
+
+def _singles(rule: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One rule for each source of a rule."""
+    ports = {key: value for key, value in rule.items() if key not in _SOURCES}
+    return [{**ports, kind: [source]} for kind in _SOURCES for source in rule.get(kind) or ()]
 
 
 def _plain(rule: Mapping[str, Any]) -> tuple[Any, ...]:
-    others = [rule.get(kind) for kind in ("Ipv6Ranges", "PrefixListIds", "UserIdGroupPairs")]
-    ranges = sorted(found["CidrIp"] for found in rule.get("IpRanges", ()))
-    return rule.get("IpProtocol"), rule.get("FromPort"), rule.get("ToPort"), ranges, any(others)
-
-
-def _given(rule: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in rule.items() if value not in ([], None)}
+    ranges = [found["CidrIp"] for found in rule.get("IpRanges", ())]
+    return rule.get("IpProtocol"), rule.get("FromPort"), rule.get("ToPort"), ranges
 
 
 def _source(settings: CloudSettings, where: Network) -> IPv4Network:

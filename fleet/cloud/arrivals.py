@@ -36,7 +36,7 @@ def reconcile(session: Session) -> dict[str, Described]:
     found = {
         instance.id: instance
         for region in dict.fromkeys(lease.region for lease in ledger)
-        for instance in described.instances(region, SESSION_TAG, [session.token])
+        for instance in _there(session, region, [lease for lease in ledger if lease.region == region])
     }
     for lease in ledger:
         mine = [each for each in found.values() if each.lease == lease.id and each.state not in described.ENDING]
@@ -81,6 +81,12 @@ def wait(session: Session, watch: Watch, hosts: Collection[str]) -> dict[str, st
     return {host: causes.get(id_, "it ended") for host, id_ in awaited.items() if host not in there}
 
 
+def _there(session: Session, region: str, ledger: Sequence[Lease]) -> list[Described]:
+    """What carries the session's tag, and what its leases know besides: EC2 takes tags off what has been terminated."""
+    tagged = described.instances(region, SESSION_TAG, [session.token])
+    return tagged + described.untagged(region, ledger, tagged)
+
+
 def _may_change(lease: Lease, now: float) -> bool:
     if lease.state is LeaseState.REFUSED:
         # What was called refused for want of an answer may still show itself.
@@ -104,10 +110,12 @@ def _as_seen(lease: Lease, leased: Leased, seen: Described | None, now: float) -
     if seen is None:
         if now - max(leased.launched_at, lease.written_at) < FORGOTTEN_AFTER_S:
             return leased
-        return replace(leased, ended_at=now, cause=leased.cause or "EC2 does not know it any more")
+        at = leases.end_unseen(lease, leased, now)
+        return replace(leased, ended_at=at, cause=leased.cause or "EC2 does not know it any more")
     if seen.state == described.GONE:
         cause = leased.cause or described.why_ended(seen, leases.end_of(lease, leased))
-        return replace(leased, ended_at=described.ended_at(seen) or now, cause=cause)
+        at = described.ended_at(seen) or leases.end_unseen(lease, leased, now)
+        return replace(leased, ended_at=at, cause=cause)
     return replace(
         leased,
         zone=seen.zone or leased.zone,

@@ -5,6 +5,8 @@ Credentials, profile and endpoints are boto3's own business: environment, ~/.aws
 
 import difflib
 import functools
+import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any, BinaryIO
 import boto3
 import botocore.config
 import botocore.exceptions
+import botocore.parsers
 
 from fleet.errors import CloudError
 
@@ -44,6 +47,9 @@ _HINTS = {
     "UnauthorizedOperation": "ask for the permissions that docs/cloud.md lists",
     "AccessDenied": "ask for the permissions that docs/cloud.md lists",
     "AccessDeniedException": "ask for the permissions that docs/cloud.md lists",
+    "AuthFailure.ServiceLinkedRoleCreationNotPermitted": (
+        "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com, once for the account"
+    ),
     "OptInRequired": "enable the region for your account, or name another under cloud.regions",
 }
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
@@ -61,10 +67,17 @@ class Client:
 
     def __init__(self, service: str, region: str) -> None:
         self.service, self.region = service, region
+        self._client = self._made(_S3 if service == "s3" else _CONFIG)
+
+    def _made(self, config: botocore.config.Config) -> Any:
         # Not thread-safe while a client is made; the clients themselves are.
-        with _said(f"{service} in {region}"), _MAKING:
-            config = _S3 if service == "s3" else _CONFIG
-            self._client = _session().client(service, region_name=region, config=config)
+        with _said(f"{self.service} in {self.region}"), _MAKING:
+            try:
+                return _session().client(self.service, region_name=self.region, config=config)
+            except ValueError as error:
+                raise CloudError(
+                    f"{self.service} in {self.region}: {error}", hint="look at AWS_ENDPOINT_URL"
+                ) from error
 
     def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """One call, such as `run_instances`; its answer without metadata.
@@ -88,9 +101,7 @@ class Client:
 
     @functools.cached_property
     def _impatient(self) -> Any:
-        config = _CONFIG.merge(botocore.config.Config(retries={"mode": "standard", "total_max_attempts": 1}))
-        with _MAKING:
-            return _session().client(self.service, region_name=self.region, config=config)
+        return self._made(_CONFIG.merge(botocore.config.Config(retries={"mode": "standard", "total_max_attempts": 1})))
 
     def every(self, operation: str, key: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Every item under `key` of a paginated call, page after page.
@@ -145,8 +156,8 @@ def client(service: str, region: str) -> Client:
     Raises CloudError when there is no such region, or no credentials.
     """
     with _MAKING:
-        session = _session()
         with _said(f"{service} in {region}"):
+            session = _session()
             # Of a partition's services some are in one region only; EC2 is in all, so its list is that of regions.
             known = session.get_available_regions("ec2")
             if region not in known and known and service == "ec2":
@@ -170,17 +181,21 @@ def identity() -> str:
     Raises CloudError.
     """
     arn = str(client("sts", home_region()).call("get_caller_identity")["Arn"])
+    *path, name = arn.rsplit(":", 1)[-1].split("/")
+    if path and path[0] == "assumed-role" and re.fullmatch(r"botocore-session-\d+|i-[0-9a-f]+", name):
+        # Made up anew by every process, or the controller's own instance: the role is who launched, and reaps elsewhere.
+        name = path[-1]
     # Names of IAM users may have commas; tags of EC2 may not.
-    return arn.rsplit(":", 1)[-1].rsplit("/", 1)[-1].replace(",", "_")
+    return name.replace(",", "_")
 
 
 def default_region() -> str:
-    """The region of the user's own environment or ~/.aws; empty when neither says one.
+    """The region of the user's own environment or ~/.aws; empty when neither says one. AWS_REGION, as other SDKs read it.
 
     Raises CloudError when the profile that is asked for is not there.
     """
     with _said("your AWS configuration"), _MAKING:
-        return str(_session().region_name or "")
+        return str(os.environ.get("AWS_REGION") or _session().region_name or "")
 
 
 @contextmanager
@@ -199,5 +214,5 @@ def _said(doing: str) -> Iterator[None]:
         botocore.exceptions.TokenRetrievalError,
     ) as error:
         raise CloudError(f"no AWS credentials ({error})", hint=_LOGIN, code=NO_CREDENTIALS) from error
-    except botocore.exceptions.BotoCoreError as error:
+    except (botocore.exceptions.BotoCoreError, botocore.parsers.ResponseParserError) as error:
         raise CloudError(f"{doing}: {error}", hint="the same command again", code=NO_ANSWER) from error

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet.cloud import aws
-from fleet.cloud.leases import EXPIRY_TAG, LEASE_TAG, OWNER_TAG, SESSION_TAG, TAKEN_BACK, expiry
+from fleet.cloud.leases import EXPIRY_TAG, LEASE_TAG, OWNER_TAG, SESSION_TAG, TAKEN_BACK, Lease, expiry
 
 VALUES = 200
 """EC2 takes no more values in one filter."""
@@ -104,6 +104,21 @@ def by_id(region: str, ids: Sequence[str]) -> list[Described]:
     return [
         found for some in _batches(ids, VALUES) for found in _instances(region, {"Name": "instance-id", "Values": some})
     ]
+
+
+def untagged(region: str, ledger: Iterable[Lease], found: Iterable[Described]) -> list[Described]:
+    """Instances that leases of a region know, that have no end, and that are not among what was found by the tag.
+
+    Raises CloudError.
+    """
+    known = {item.id for item in found}
+    lacking = [
+        leased.id
+        for lease in ledger
+        for leased in lease.instances
+        if leased.ended_at is None and leased.id not in known
+    ]
+    return by_id(region, lacking) if lacking else []
 
 
 def leftovers(region: str, session: str = "") -> list[Leftover]:

@@ -10,6 +10,7 @@ import tenacity
 from fleet import campaign as campaigns
 from fleet.cloud import described, ending, keys, leases
 from fleet.cloud.described import Described, Leftover
+from fleet.cloud.launch import entered
 from fleet.cloud.leases import Lease, Leased, LeaseState
 from fleet.errors import CampaignError, CloudError, LeakError
 from fleet.session import Session
@@ -148,19 +149,8 @@ class _End:
         """
         concerned = [lease for lease in self._concerned() if lease.region == region]
         there = described.instances(region, values=[self._token])
-        there += self._without_tag(region, concerned, there)
+        there += described.untagged(region, concerned, there)
         return concerned, there, self._note(concerned, there)
-
-    def _without_tag(self, region: str, concerned: Iterable[Lease], there: Iterable[Described]) -> list[Described]:
-        """Instances that a lease knows, and that are not found by the tag."""
-        found = {item.id for item in there}
-        lacking = [
-            leased.id
-            for lease in concerned
-            for leased in lease.instances
-            if leased.ended_at is None and leased.id not in found
-        ]
-        return described.by_id(region, lacking) if lacking else []
 
     def _note(self, concerned: Iterable[Lease], there: Iterable[Described]) -> dict[str, str]:
         """Bring the leases up to what EC2 says; id to host."""
@@ -178,7 +168,8 @@ class _End:
 
     def _as_seen(self, lease: Lease, own: dict[str, Described]) -> Lease:
         """The lease with the instances that are there, and when and why those ended that are not."""
-        lease = adopted(lease, own.values())
+        # It stays INTENDED until it is settled: nobody knows before whether these are all that its call launched.
+        lease = replace(entered(lease, list(own.values())), state=lease.state)
         ended = []
         for leased in lease.instances:
             item = own.get(leased.id)
@@ -188,21 +179,24 @@ class _End:
                 ended.append(self._gone(lease, leased, item))
             elif self._is_settled(lease, leased):
                 # EC2 forgets what has been terminated for about an hour.
-                at = min(time.time(), leases.latest_end(lease))
+                at = leases.end_unseen(lease, leased, time.time())
                 ended.append(replace(leased, ended_at=at, cause=leased.cause or "EC2 does not know it any more"))
             else:
                 ended.append(leased)
-        over = all(leased.ended_at is not None for leased in ended) and self._is_settled(lease)
-        if not over or lease.state is LeaseState.REFUSED:
-            return replace(lease, instances=tuple(ended))
-        cause = lease.cause or ("" if ended else "no instance came of it")
-        return replace(lease, instances=tuple(ended), state=LeaseState.ENDED, cause=cause)
+        lease = replace(lease, instances=tuple(ended))
+        if lease.state is LeaseState.REFUSED or not self._is_settled(lease):
+            return lease
+        if all(leased.ended_at is not None for leased in ended):
+            cause = lease.cause or ("" if ended else "no instance came of it")
+            return replace(lease, state=LeaseState.ENDED, cause=cause)
+        return replace(lease, state=LeaseState.LAUNCHED)
 
     def _gone(self, lease: Lease, leased: Leased, item: Described) -> Leased:
         cause = leased.cause
         if item.id not in self._asked:
             cause = cause or described.why_ended(item, leases.end_of(lease, leased))
-        at = min(described.ended_at(item) or time.time(), time.time())
+        now = time.time()
+        at = min(described.ended_at(item) or leases.end_unseen(lease, leased, now), now)
         return replace(leased, ended_at=max(at, leased.launched_at), cause=cause)
 
     def _is_settled(self, lease: Lease, leased: Leased | None = None) -> bool:
@@ -317,30 +311,6 @@ def regions(session: Session) -> dict[str, bool]:
     Raises SessionError when a lease cannot be read.
     """
     return dict.fromkeys(_planned(session), False) | {lease.region: True for lease in leases.read(session)}
-
-
-def adopted(lease: Lease, there: Iterable[Described]) -> Lease:
-    """The lease with instances that carry its tag and that nobody noted; one too many is nobody's host."""
-    known = {leased.id for leased in lease.instances}
-    taken = {leased.host for leased in lease.instances}
-    found = list(lease.instances)
-    for item in sorted(there, key=lambda item: (item.index, item.launched_at, item.id)):
-        if item.id in known:
-            continue
-        host = lease.hosts[item.index] if item.index < len(lease.hosts) else ""
-        host = "" if host in taken else host
-        taken.add(host)
-        found.append(
-            Leased(
-                id=item.id,
-                host=host,
-                zone=item.zone,
-                private_address=item.private_address,
-                public_address=item.public_address,
-                launched_at=item.launched_at,
-            )
-        )
-    return replace(lease, instances=tuple(found))
 
 
 def _planned(session: Session) -> set[str]:

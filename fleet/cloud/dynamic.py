@@ -59,15 +59,18 @@ def inventory(session: Session, campaign: Campaign) -> dict[str, Any]:
             {"prefix": "zone", "key": "placement.availability_zone"},
         ],
         "compose": {
-            "ansible_host": _address(campaign.cloud),
+            "ansible_host": _address(session, campaign.cloud),
             # Expressions, so texts stand in quotes.
             **{name: json.dumps(value) for name, value in variables.items() if value},
         },
     }
 
 
-def _address(settings: CloudSettings) -> str:
-    if settings.address == "private":
+def _address(session: Session, settings: CloudSettings) -> str:
+    alive = [lease for lease, _ in leases.live(leases.read(session)).values()]
+    within = settings.address == "auto" and alive and not any(lease.public for lease in alive)
+    if settings.address == "private" or within:
+        # From within their network the group lets in private addresses alone, public ones or not.
         return "private_ip_address"
     return (
         "public_ip_address" if settings.address == "public" else "public_ip_address | default(private_ip_address, true)"

@@ -120,9 +120,16 @@ def launch(session: Session, lease: Lease, data: bytes) -> Lease:
 def call(session: Session, lease: Lease, data: bytes) -> Lease:
     """The call of a lease that is on disk; the rest as with `launch`."""
     asked = request(lease, data)
+    unheard: list[str] = []
+
+    def passes(error: BaseException) -> bool:
+        if isinstance(error, CloudError) and error.code in _UNKNOWN:
+            unheard.append(error.code)
+        return _passes(error)
+
     # Repeated here and not by botocore, which takes want of capacity for something that passes. The same token each time.
     heard = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_passes),
+        retry=tenacity.retry_if_exception(passes),
         stop=tenacity.stop_after_attempt(WAITS),
         wait=tenacity.wait_random_exponential(multiplier=WAIT_S, max=WAIT_AT_MOST_S),
         reraise=True,
@@ -131,7 +138,7 @@ def call(session: Session, lease: Lease, data: bytes) -> Lease:
         answer = heard(aws.client("ec2", lease.region).once, "run_instances", **asked)
     except CloudError as error:
         # Of several attempts an earlier one may have been carried out, whatever the last one was told.
-        if error.code in aws.EXPIRED | {_MISMATCH} or _passes(error):
+        if unheard or error.code in aws.EXPIRED | {_MISMATCH} or _passes(error):
             raise
         refused = refuse(session, lease, code=error.code, cause=error.message)
         if rule(error.code) is Rule.STOP and error.code != _TERMINATED:
@@ -206,7 +213,10 @@ def entered(lease: Lease, found: Sequence[Described], taken: Mapping[str, str] =
                 launched_at=instance.launched_at,
             )
         )
-    return replace(lease, state=LeaseState.LAUNCHED, instances=(*lease.instances, *new)) if new else lease
+    instances = (*lease.instances, *new)
+    # Who looked before (down, which was cut off) may have entered them and left open whether these are all.
+    is_open = lease.state in {LeaseState.INTENDED, LeaseState.REFUSED}
+    return replace(lease, state=LeaseState.LAUNCHED, instances=instances) if new or (instances and is_open) else lease
 
 
 def _seen(lease: Lease) -> list[Described]:

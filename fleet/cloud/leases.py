@@ -165,6 +165,11 @@ def latest_end(lease: Lease) -> float:
     return max([lease.expires_at, lease.may_expire_at, *(leased.expires_at for leased in lease.instances)])
 
 
+def end_unseen(lease: Lease, leased: Leased, now: float) -> float:
+    """When an instance ended that is gone by `now`, and nobody says when: its timer did it at the latest. Unix seconds."""
+    return max(leased.launched_at, min(now, latest_end(lease)))
+
+
 def expiry_text(at: float) -> str:
     """The value of the expiry tag: `2026-11-25T12:00:00Z`."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -248,7 +248,8 @@ def _row(entry: InstanceEntry, settings: CloudSettings, market: _Market, *, aske
         near = "" if elsewhere else nearest(kind, region)
         return replace(row, cause=f"there is no {kind} in {region}{near}")
     on_demand, spot = market.on_demand(kind, region), market.spot(kind, region)
-    if on_demand is None and not (spot and markets == (SPOT,)):
+    if on_demand is None:
+        # Of spot too: its price may rise up to this one.
         raise CloudError(f"no price of {kind} in {region} is known", hint=_price_hint(kind))
     zones = market.zones(kind, region)
     allowed = tuple(zone for zone in zones if zone in entry.zones) if entry.zones else zones

@@ -55,7 +55,8 @@ _RULES: Mapping[Rule, frozenset[str]] = {
         }
     ),
     Rule.FAMILY: frozenset({"VcpuLimitExceeded", "InstanceLimitExceeded"}),
-    Rule.NO_SPOT: frozenset({"MaxSpotInstanceCountExceeded"}),
+    # The second: the account has never had spot instances, and the user may not make the role that they need.
+    Rule.NO_SPOT: frozenset({"MaxSpotInstanceCountExceeded", "AuthFailure.ServiceLinkedRoleCreationNotPermitted"}),
     Rule.MARKET: frozenset({"SpotMaxPriceTooLow"}),
     Rule.WAIT: frozenset(
         {

@@ -33,7 +33,8 @@ def lines(current: Session | None, *, budget_s: float = BUDGET_S) -> list[str]:
 def _left(sessions: Mapping[str, Session], budget_s: float) -> list[str]:
     end = time.monotonic() + budget_s
     answers: queue.SimpleQueue[tuple[str, list[tuple[str, str]] | None]] = queue.SimpleQueue()
-    regions = _regions(sessions)
+    regions, unread = _regions(sessions)
+    sessions = {token: session for token, session in sessions.items() if token not in unread}
     for region in regions:
         threads.start(lambda region=region: answers.put((region, _alive(region, sorted(sessions)))))  # type: ignore[misc]
     alive: list[tuple[str, str]] = []
@@ -49,8 +50,9 @@ def _left(sessions: Mapping[str, Session], budget_s: float) -> list[str]:
         unasked.discard(region)
     if unasked:
         named = ", ".join(session.id for session in sessions.values())
-        return [f"EC2 gave no answer whether instances are left of: {named}"]
-    return [_line(session, [lease for owner, lease in alive if owner == token]) for token, session in sessions.items()]
+        return [*unread.values(), f"EC2 gave no answer whether instances are left of: {named}"]
+    told = (_line(session, [lease for owner, lease in alive if owner == token]) for token, session in sessions.items())
+    return [*unread.values(), *told]
 
 
 def _line(session: Session, alive: list[str]) -> str:
@@ -70,10 +72,18 @@ def _line(session: Session, alive: list[str]) -> str:
     return f"session {session.id} has {some} that nobody works with{cost}: {again}"
 
 
-def _regions(sessions: Mapping[str, Session]) -> list[str]:
+def _regions(sessions: Mapping[str, Session]) -> tuple[list[str], dict[str, str]]:
+    """Where to look, and what is to be said of sessions whose leases cannot be read, by token."""
     from fleet.cloud import down
 
-    return sorted({region for session in sessions.values() for region in down.regions(session)})
+    found: set[str] = set()
+    unread = {}
+    for token, session in sessions.items():
+        try:
+            found |= down.regions(session).keys()
+        except (SessionError, OSError) as error:
+            unread[token] = f"session {session.id} may have instances, and {error}: fleet reap --session {token}"
+    return sorted(found), unread
 
 
 def _alive(region: str, tokens: Iterable[str]) -> list[tuple[str, str]] | None:

@@ -51,10 +51,13 @@ def up(
         causes = _Up(session, campaign, settings, watch, partial=settings.partial or begun).bring(wanted, quick=quick)
         _judge(session, campaign, settings, causes, wanted, begun=begun)
     except (FleetError, OSError) as error:
+        if begun and not lacking:
+            # EC2 could not be asked how they stand: what they run goes on.
+            raise
         _take_back(session, watch, error, hosts=lacking if begun else None)
         if not begun:
             raise
-        causes = dict.fromkeys(lacking, error.message if isinstance(error, FleetError) else str(error))
+        causes = dict.fromkeys(lacking, _words(error))
     cloud_hosts.lack(session, wanted, causes)
     return causes
 
@@ -124,7 +127,7 @@ class _Up:
                 self._watch.note(f"up: {line}")
             made.check()
             self._prepare(made)
-            return self._launch(made, lacking, wanted)
+            return self._launch(made, lacking, wanted, quick=quick)
         if arrivals.wait(self._session, self._watch, wanted):
             return self.bring(wanted, quick=quick)
         return {}
@@ -166,7 +169,7 @@ class _Up:
             )
         return found
 
-    def _launch(self, made: Plan, lacking: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    def _launch(self, made: Plan, lacking: Sequence[str], wanted: Sequence[str], *, quick: bool) -> dict[str, str]:
         """Launch for the hosts that lack one, and wait for all that are wanted; the cause for each that got nothing."""
         causes: dict[str, str] = {}
         left = list(lacking)
@@ -181,7 +184,10 @@ class _Up:
                 self._openings.shut(self._last_pool(host), pools.Rule.NEXT, cause)
             left = list(died)
             if not left:
-                return causes
+                break
+            # What those have cost that ended counts too.
+            made = plan.make(self._session, self._campaign, left, quick=quick)
+            made.check()
         return {**causes, **died}
 
     def _fill(self, made: Plan, entry: InstanceEntry, names: Sequence[str]) -> dict[str, str]:
@@ -288,6 +294,13 @@ def _judge(
     if causes and not begun and (not settings.partial or not (ever or campaign.hosts)):
         few = f"{len(causes)} of {len(wanted)} instances cannot be had: {_folded(causes)}"
         raise CloudError(few, hint=_FEWER if ever or not settings.partial else _FEWER.partition(", or ")[2])
+
+
+def _words(error: FleetError | OSError) -> str:
+    """What is wrong and what to do, for a table."""
+    if isinstance(error, FleetError):
+        return f"{error.message} ({error.hint})" if error.hint else error.message
+    return str(error)
 
 
 def _folded(causes: dict[str, str]) -> str:
