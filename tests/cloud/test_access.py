@@ -90,6 +90,18 @@ def test_what_goes_on_is_no_leftover(cloud: Cloud, make_session: MakeSession) ->
     assert len(ec2.describe_key_pairs()["KeyPairs"]) == 1
 
 
+def test_a_colleague_in_the_same_rule_goes_and_the_caller_stays(cloud: Cloud, make_session: MakeSession) -> None:
+    """EC2 shows all sources of a port as one rule."""
+    session, read = make_session()
+    up(session, read, Silent(), hosts=["g5-1"])
+    cloud.client("ec2").authorize_security_group_ingress(
+        GroupId=group(cloud, session)["GroupId"], IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp="198.51.100.9/32"
+    )
+    assert [sources for *_, sources in let_in(cloud, session)] == [["203.0.113.7/32", "198.51.100.9/32"]]
+    up(session, read, Silent(), hosts=HOSTS)
+    assert let_in(cloud, session) == [("tcp", 22, 22, ["203.0.113.7/32"])]
+
+
 @pytest.mark.parametrize("what", ["key pair", "security group"])
 def test_what_is_not_this_sessions_is_not_touched(cloud: Cloud, make_session: MakeSession, what: str) -> None:
     session, read = make_session()

@@ -42,6 +42,11 @@ def test_what_one_zone_lacks_comes_from_the_next(cloud: Cloud, make_session: Mak
         ("VcpuLimitExceeded", "on-demand", "g5.xlarge on-demand us-west-2a"),
         ("VcpuLimitExceeded", "spot-then-on-demand", "g5.xlarge spot us-west-2a"),
         ("MaxSpotInstanceCountExceeded", "spot-then-on-demand", "g5.xlarge spot us-west-2a"),
+        (
+            "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
+            "spot-then-on-demand",
+            "g5.xlarge spot us-west-2a",
+        ),
         ("SpotMaxPriceTooLow", "spot-then-on-demand", "g5.xlarge on-demand us-east-1a"),
     ],
 )
@@ -158,6 +163,12 @@ def test_once_units_were_handed_out_nothing_is_taken_back_for_want_of_one(
     assert "max_cost" in up(session, dear, Silent(), hosts=HOSTS)["g5-3"]
     assert running(cloud) == before
     assert [host.missing for host in planned(session, read)][:2] == ["", ""]
+    # EC2 that does not answer is an error, not hosts that run.
+    cloud.fault("DescribeInstances", "UnauthorizedOperation", times=None)
+    with pytest.raises(CloudError, match="UnauthorizedOperation"):
+        up(session, read, Silent(), hosts=HOSTS[:2])
+    cloud.heal()
+    assert running(cloud) == before
 
 
 def test_a_host_that_was_not_asked_for_any_more_says_why(cloud: Cloud, make_session: MakeSession) -> None:

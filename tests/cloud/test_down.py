@@ -277,6 +277,23 @@ def test_some_hosts_only(cloud: Cloud, make_session: MakeSession) -> None:
     assert keys.known()
 
 
+def test_a_call_whose_answer_was_lost_is_settled_by_those_that_are_left(
+    cloud: Cloud, make_session: MakeSession
+) -> None:
+    session, _ = make_session()
+    lease = launched(cloud, session, 3)
+    leases.write(session, replace(lease, state=LeaseState.INTENDED, instances=()))
+    assert down.down(session, Silent(), hosts={"g5-2"}) == (lease.instances[1].id,)
+    (noted,) = leases.read(session)
+    assert noted.state is LeaseState.LAUNCHED
+    assert {host: leased.id for host, (_, leased) in leases.live((noted,)).items()} == {
+        "g5-1": lease.instances[0].id,
+        "g5-3": lease.instances[2].id,
+    }
+    # It is reached as the lease says, whatever other addresses it has.
+    assert {leased.public_address for leased in noted.instances} == {""}
+
+
 @pytest.mark.parametrize(
     ("code", "left_s", "cause"),
     [

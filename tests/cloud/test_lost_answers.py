@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fleet.cloud import launch, leases
+from fleet.cloud import down, ending, launch, leases
 from fleet.cloud.leases import LeaseState
 from fleet.cloud.up import up
 from fleet.errors import CloudError
@@ -158,3 +158,34 @@ def test_an_answer_in_other_words_is_an_answer(
     monkeypatch.setattr(launch, "request", lambda lease, data: {**asked(lease, data), "EbsOptimized": True})
     assert up(session, read, Silent(), hosts=HOSTS) == {}
     exactly(cloud, session)
+
+
+def test_one_that_down_has_looked_at_is_not_launched_again(
+    cloud: Cloud, make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller died with the answer, and so did `down` after it had seen what there is."""
+    session, read = make_session()
+    with monkeypatch.context() as patched:
+        patched.setattr(launch, "adopt", _killed)
+        with pytest.raises(Killed):
+            up(session, read, Silent(), hosts=HOSTS)
+    with monkeypatch.context() as patched:
+        patched.setattr(ending, "terminate", lambda _, ids: _killed() if ids else {})
+        with pytest.raises(Killed):
+            down.down(session, Silent(), hosts=["g5-2"])
+    (lease,) = leases.read(session)
+    assert (lease.state, len(lease.instances)) == (LeaseState.INTENDED, 3)
+    assert up(session, read, Silent(), hosts=HOSTS) == {}
+    exactly(cloud, session)
+    assert len(cloud.instances()) == 3
+
+
+@pytest.mark.usefixtures("hidden")
+def test_a_refusal_after_no_answer_is_no_refusal(cloud: Cloud, make_session: MakeSession) -> None:
+    """Of two attempts the first may have been carried out, whatever is said to the second."""
+    session, read = make_session()
+    cloud.lose("RunInstances", status=500)
+    cloud.fault("RunInstances", "UnauthorizedOperation", times=None, skip=1)
+    with pytest.raises(CloudError, match="UnauthorizedOperation"):
+        up(session, read, Silent(), hosts=HOSTS)
+    assert nothing(cloud)

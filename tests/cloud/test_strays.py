@@ -88,3 +88,14 @@ def test_who_has_no_cloud_session_does_not_even_import_boto3(cloud: Cloud, make_
     done = subprocess.run([sys.executable, "-c", code, str(session.root)], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert not cloud.calls()
+
+
+def test_a_session_that_cannot_be_read_stops_nobody(cloud: Cloud, make_session: MakeSession) -> None:
+    broken, other = make_session(name="s2")[0], make_session(name="s3")[0]
+    lease = launched(cloud, broken, 1)
+    launched(cloud, other, 1)
+    (broken.cloud / "leases" / f"{lease.id}.json").write_text("{", encoding="utf-8")
+    first, second = strays.lines(None, budget_s=30)
+    assert first.startswith("session s2 may have instances, and ")
+    assert first.endswith(f"fleet reap --session {broken.token}")
+    assert second.startswith("session s3 has 1 instance that nobody works with")

@@ -126,3 +126,18 @@ def test_a_unit_that_went_with_its_lease_says_so(session: Session) -> None:
     known = handoff.records(session)
     assert "its lease ended at" in known["g5-1.x"].cause
     assert (known["g5-2.x"].cause, known["g5-3.x"].cause) == ("", "")
+
+
+def test_of_an_extension_that_not_all_were_told_each_has_its_own_end(session: Session) -> None:
+    planned(session, g5_1=UnitState.UNREACHABLE, g5_2=UnitState.UNREACHABLE)
+    found = lease("g5-1", "g5-2", hours=-0.1)
+    later = time.time() + 7200
+    told = tuple(replace(leased, expires_at=later if leased.host == "g5-2" else 0.0) for leased in found.instances)
+    leases.write(session, replace(found, instances=told))
+    instances.explain(session)
+    known = handoff.records(session)
+    assert "its lease ended at" in known["g5-1.x"].cause
+    assert not known["g5-2.x"].cause
+    error = instances.left_running(session)
+    assert error is not None
+    assert time.strftime("%H:%M", time.localtime(later)) in error.message

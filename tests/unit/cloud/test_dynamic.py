@@ -78,3 +78,11 @@ def test_a_campaign_without_instances_has_no_such_file(tmp_path: Path) -> None:
     session, campaign = ledger.session(tmp_path, text)
     assert dynamic.write(session, campaign) is None
     assert not session.inventory.exists()
+
+
+def test_from_within_their_network_instances_are_reached_where_the_group_lets_in(tmp_path: Path) -> None:
+    session, campaign = ledger.session(tmp_path)
+    ledger.write(session, ledger.lease(1, "g5-1", public=False))
+    assert dynamic.inventory(session, campaign)["compose"]["ansible_host"] == "private_ip_address"
+    ledger.write(session, ledger.lease(1, "g5-1", public=True))
+    assert dynamic.inventory(session, campaign)["compose"]["ansible_host"].startswith("public_ip_address | default(")

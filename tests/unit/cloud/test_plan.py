@@ -131,6 +131,11 @@ def test_a_type_without_a_price_is_refused_with_the_key_that_helps(account: Answ
     with pytest.raises(CloudError, match=r"no price of c7i\.large in us-east-1") as caught:
         made(tmp_path, "{max_cost: 9, instances: [{name: a, types: [c7i.large]}]}")
     assert "cloud.prices: {c7i.large:" in caught.value.hint
+    # What spot costs today says nothing of what it may rise to.
+    history = {**spot("a", "0.05"), "InstanceType": "c7i.large"}
+    account.answers["describe_spot_price_history"] = listed(history)
+    with pytest.raises(CloudError, match=r"no price of c7i\.large in us-east-1"):
+        made(tmp_path, "{max_cost: 9, instances: [{name: a, types: [c7i.large], market: spot}]}")
     account.answers["describe_instance_types"] = refused(aws.NO_CREDENTIALS)
     with pytest.raises(CloudError, match=aws.NO_CREDENTIALS):
         made(tmp_path, "{max_cost: 9, instances: [{name: a, types: [g5.xlarge]}]}")
