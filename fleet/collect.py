@@ -6,12 +6,12 @@ stage fetches what that left, say from a host that was away, and asks such a hos
 Nothing that came home is ever deleted: what makes room for a later attempt goes to collect/.earlier/.
 """
 
+import errno
 import hashlib
 import shlex
 import shutil
 import tarfile
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +24,7 @@ from fleet import answers, handoff, threads
 from fleet import campaign as campaigns
 from fleet.errors import ResultsError
 from fleet.handoff import Collected, CollectedFile, UnitRecord
-from fleet.harness.contract import FileEntry, Reason, RunManifest, RunSpec, UnitState, read_spec
+from fleet.harness.contract import FileEntry, Reason, RunManifest, RunSpec, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
 from fleet.results import loadgen_log
@@ -37,8 +37,13 @@ from fleet.watch import Watch
 if TYPE_CHECKING:
     from fleet.cloud.bucket import Bucket
 
-MEMBER_LIMIT, ASK_S = 10_000, 15.0
-"""Files that one unit may have; seconds that a question may take."""
+MEMBER_LIMIT, DEPTH_LIMIT, ASK_S = 10_000, 32, 15.0
+"""Files that one unit may have, folders that one may lie in; seconds that a question may take."""
+OURS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+}  # fmt: skip
+"""What is the matter with this machine; every other error of files is made by the names and kinds that a host sends."""
+_SPEC = TypeAdapter(RunSpec)
 
 
 class Collector:
@@ -65,10 +70,10 @@ class Collector:
 
     def _is_of(self, unit: str, folder: str) -> bool:
         try:
-            spec = read_spec(self.session.root / folder / "run_spec.json")
-        except (OSError, ValueError, KeyError):
+            spec = _SPEC.validate_json((self.session.root / folder / "run_spec.json").read_bytes())
+            return unit in self._specs and handoff.same_run(spec, self._specs[unit])
+        except (OSError, ValueError, RecursionError):
             return False
-        return unit in self._specs and handoff.same_run(spec, self._specs[unit])
 
     def note(self, unit: str, home: Collected) -> Collected:
         """Keep what is known of a unit's files, in memory and on disk."""
@@ -94,19 +99,25 @@ class Collector:
         except reach.Unreachable as error:
             cause = f"while its files were fetched: {error.cause}"
             home = Collected(folder="", complete=False, cause=cause, reason=Reason.UNREACHABLE)
-        except (tarfile.TarError, ValueError, EOFError, zlib.error) as error:
-            cause = answers.one_line(f"the archive it sent cannot be used: {error}")
-            reason = Reason.NO_SPACE if "No space left" in cause else Reason.CORRUPT_FILES
-            home = Collected(folder="", complete=False, cause=cause, reason=reason)
-        except OSError as error:
-            # Not the host's fault, and no reason to stop asking the others.
-            cause = f"on this machine: {error.strerror or error}: free some space in {self.session.collect}"
-            home = Collected(folder="", complete=False, cause=cause, reason=Reason.NO_SPACE)
+        except Exception as error:  # noqa: BLE001 - whatever a host's files provoke, it ends no other unit
+            home = self._not_taken(error)
         with suppress(OSError):
             # What is here stays known, whatever became of a further attempt.
             if home.complete or not self.is_home(unit):
                 self.note(unit, home)
         return home
+
+    def _not_taken(self, error: Exception) -> Collected:
+        """Why files could not be taken: what is the matter with this machine, or with what its host sent."""
+        if _is_ours(error):
+            # Not the host's fault, and no reason to stop asking the others.
+            cause = (
+                f"on this machine: {getattr(error, 'strerror', '') or error}: free some space in {self.session.collect}"
+            )
+            return Collected(folder="", complete=False, cause=cause, reason=Reason.NO_SPACE)
+        cause = answers.one_line(f"the archive it sent cannot be used: {str(error) or type(error).__name__}")
+        reason = Reason.NO_SPACE if "No space left" in cause else Reason.CORRUPT_FILES
+        return Collected(folder="", complete=False, cause=cause, reason=reason)
 
     def missing(self, unit: str, cause: str, reason: Reason = Reason.NONE) -> None:
         """Keep why a unit's files are not here, unless they are."""
@@ -147,8 +158,9 @@ class Collector:
                 target.replace(self._earlier(unit, target))
             fresh.replace(target)
             archive.unlink()
-        except (tarfile.TarError, ValueError, EOFError, zlib.error):
-            archive.unlink(missing_ok=True)
+        except Exception as error:
+            if not _is_ours(error):
+                archive.unlink(missing_ok=True)
             raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -172,6 +184,10 @@ class Collector:
         while (place := parent / f"{unit}.{digest}.{number}").exists():
             number += 1
         return place
+
+
+def _is_ours(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in OURS
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -320,6 +336,8 @@ def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:
                 raise ValueError(f"more than {MEMBER_LIMIT} files or {BYTE_LIMIT >> 30} GiB")
             if not (member.isfile() or member.isdir()):
                 raise ValueError(f"{member.name!r} is neither file nor folder")
+            if len(parts) > DEPTH_LIMIT:
+                raise ValueError(f"a file in more than {DEPTH_LIMIT} folders")
             if not parts or parts[0] not in allowed or ".." in parts or not member.name.isprintable():
                 raise ValueError(f"{member.name!r} was not asked for")
             opened.extract(member, target, filter="data", set_attrs=False)

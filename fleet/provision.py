@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import content, handoff, look, planning, preflight
+from fleet import answers, content, handoff, look, planning, preflight
 from fleet.campaign import BenchmarkEntry, Campaign
-from fleet.errors import PlayError
+from fleet.errors import FleetError, PlayError
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import INSTANCE_TYPE, SystemFacts
 from fleet.inventory import files, ssh_config
@@ -176,7 +176,15 @@ class _Stage:
         """A host has an outcome: that is final."""
         if (seen := self._played.get(outcome.host)) is not None:
             outcome.results.setdefault(WEIGHTS, {}).update(seen.results.get(WEIGHTS, {}))
-        self._settle(outcome.host, self._readiness(self._reachable[outcome.host], outcome))
+        item = self._reachable[outcome.host]
+        try:
+            found = self._readiness(item, outcome)
+        except (OSError, FleetError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a host's words provoke, it ends no other host
+            cause = answers.one_line(f"its answers cannot be used: {type(error).__name__}: {error}")
+            found = self._readiness(item, HostOutcome(host=outcome.host, state=HostState.FAILED, cause=cause))
+        self._settle(outcome.host, found)
 
     def _readiness(self, item: Reachability, outcome: HostOutcome | None) -> Readiness:
         host = self._hosts[item.host]
@@ -283,7 +291,7 @@ def _note_weights(outcome: HostOutcome, result: dict[str, Any]) -> None:
         told, command = json.loads(result["stdout"]), result["cmd"]
         name = str(command[command.index("prepare") + 2])
         outcome.results.setdefault(WEIGHTS, {})[name] = str(told["weights_sha256"])
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError):
         return
 
 
@@ -354,7 +362,7 @@ def _batches(campaign: Campaign, told: dict[str, Any]) -> dict[str, int]:
     memory, gpus = told.get("memory_bytes"), told.get("gpus")
     if not isinstance(memory, int) or not isinstance(gpus, list):
         return {}
-    sizes = [int(gpu["memory_bytes"]) for gpu in gpus if isinstance(gpu, dict) and "memory_bytes" in gpu]
+    sizes = [gpu["memory_bytes"] for gpu in gpus if isinstance(gpu, dict) and isinstance(gpu.get("memory_bytes"), int)]
     found = {}
     for entry in campaign.benchmarks:
         rule = rules.load_benchmark(entry.name)

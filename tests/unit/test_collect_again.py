@@ -15,7 +15,7 @@ from fleet.harness.contract import Reason, UnitState, read_spec, write_json
 from fleet.inventory import reach
 from fleet.session import Session
 from fleet.terms import HostState
-from tests.unit.collecting import UNIT, archive_of, entry, planned, record, unit_folder
+from tests.unit.collecting import UNIT, archive_of, entry, member, packed, planned, record, spec_of, unit_folder
 from tests.unit.fakes import PackingConnection, RecordingWatch, answer, status
 
 OTHER = UNIT.replace("performance", "accuracy")
@@ -210,6 +210,68 @@ def test_a_further_fetch_that_breaks_off_forgets_nothing(tmp_path: Path, host: P
     host.archives[UNIT], host.breaks_after = again(tmp_path / "host" / UNIT), 50
     assert collector.bring(host, "/w", handoff.records(session)[UNIT]).reason is Reason.UNREACHABLE
     assert handoff.collected(session) == {UNIT: HOME}
+
+
+def spec_with(**changes: Any) -> bytes:
+    return json.dumps({**asdict(spec_of(UNIT)), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [spec_with(lock=None), spec_with(lock=["a"]), spec_with(lock={"a": 1}), b"[" * 100_000, b"", b"null", b"\xff"],
+    ids=range(7),
+)
+def test_a_spec_that_lies_under_a_manifest_that_matches_costs_its_unit_alone(
+    tmp_path: Path, host: PackingConnection, spec: bytes
+) -> None:
+    session, folder = planned(tmp_path, UNIT, OTHER), tmp_path / "host" / UNIT
+    unit_folder(folder)
+    unit_folder(folder.with_name(OTHER))
+    (folder / "run_spec.json").write_bytes(spec)
+    remade(folder)
+    host.archives = {unit: archive_of(tmp_path / "host", unit) for unit in (UNIT, OTHER)}
+    found = collect.collect(session, RecordingWatch())
+    assert (found[UNIT].complete, found[UNIT].reason) == (False, Reason.LOCK_CHANGED)
+    assert found[OTHER].complete
+    # A further round comes as far.
+    assert collect.collect(session, RecordingWatch()) == found
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member(f"{UNIT}/{'a/' * 1500}b")],
+        [member(f"{UNIT}/{'a/' * 40}b")],
+        [member(f"{UNIT}/x"), member(f"{UNIT}/x/y")],
+        [member(f"{UNIT}/{'n' * 300}")],
+    ],
+    ids=["too deep for makedirs", "deep", "a file as a folder", "a long name"],
+)
+def test_files_that_no_disk_here_can_hold_are_the_hosts_fault(
+    tmp_path: Path, host: PackingConnection, members: list[Any]
+) -> None:
+    session = planned(tmp_path, UNIT)
+    host.archives[UNIT] = packed(tmp_path / "a.tar", *members).read_bytes()
+    found = collect.collect(session, RecordingWatch())[UNIT]
+    assert (found.complete, found.reason) == (False, Reason.CORRUPT_FILES)
+    assert found.cause.startswith("the archive it sent cannot be used: ")
+    assert list((session.collect / ".incoming").iterdir()) == []
+
+
+def test_what_nobody_thought_of_is_a_cause_too(
+    tmp_path: Path, host: PackingConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+
+    def fails(_: Path) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr(collect, "verify", fails)
+    found = collect.collect(session, RecordingWatch())[UNIT]
+    assert (found.cause, found.reason) == ("the archive it sent cannot be used: RecursionError", Reason.CORRUPT_FILES)
+    assert handoff.collected(session) == {UNIT: found}
 
 
 INVALID = (

@@ -264,6 +264,28 @@ def test_what_holds_no_model_is_sent_no_weights(tmp_path: Path) -> None:
     assert asked("{name: llama3.1-8b-edge, backend: 'null'}") == ["articles", "punkt_tab.zip"]
 
 
+@pytest.mark.parametrize("gpus", [[{"memory_bytes": None}], [{"memory_bytes": "1"}], [{}], [None], {"a": 1}])
+def test_a_host_that_tells_nonsense_of_its_gpus_ends_no_other(tmp_path: Path, gpus: Any) -> None:
+    looked = {"work_dir": "/w", "memory_bytes": 2**34, "gpus": gpus}
+    plays = FakePlays({"h01": outcome(results={**described(facts("h200-vm")), provision.PREFLIGHT: looked})})
+    made = scene(tmp_path, TWO)
+    found = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert [(item.state, item.batches) for item in found] == [(HostState.READY, {})] * 2
+
+
+def test_words_that_nobody_thought_of_make_their_host_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Any, looked: dict[str, Any]) -> dict[str, int]:
+        return {"h": 1 // 0} if looked.get("work_dir") == "/bad" else {}
+
+    monkeypatch.setattr(provision, "_batches", fails)
+    plays = FakePlays({"h01": outcome(results={provision.PREFLIGHT: {"work_dir": "/bad"}})})
+    made = scene(tmp_path, TWO)
+    first, second = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert (first.state, first.hint) == (HostState.FAILED, "fleet provision")
+    assert first.cause.startswith("its answers cannot be used: ZeroDivisionError: ")
+    assert second.state is HostState.READY
+
+
 def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:
     made = scene(tmp_path)
     events = [
