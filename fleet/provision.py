@@ -162,14 +162,16 @@ class _Stage:
         if event.kind == "start" and not event.task.startswith("Validating arguments"):
             self._watch.host(event.host, event.task)
         outcome = self._played.get(event.host)
-        if outcome is None or event.kind not in {"ok", "changed"}:
+        if outcome is None:
             return
-        outcome.ok += 1
-        outcome.changed += event.kind == "changed"
-        outcome.results[event.task] = event.result
-        if event.task == PREPARE:
-            _note_weights(outcome, event.result)
-        if event.task == DESCRIBE and self._keeps:
+        if event.kind in {"ok", "changed"}:
+            outcome.ok += 1
+            outcome.changed += event.kind == "changed"
+            outcome.results[event.task] = event.result
+            if event.task == PREPARE:
+                _note_weights(outcome, event.result)
+        # It is skipped where the look at the host has brought a description already.
+        if event.task == DESCRIBE and event.kind in {"ok", "changed", "skipped"} and self._keeps:
             self._outcome(outcome)
 
     def _outcome(self, outcome: HostOutcome) -> None:

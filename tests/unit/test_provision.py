@@ -314,8 +314,11 @@ def test_wheels_and_weights_are_part_of_the_lock(tmp_path: Path) -> None:
     assert spec.lock == {**found.lock, "weights": "a" * 64}
 
 
-def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("described_before", [False, True])
+def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path, *, described_before: bool) -> None:
     made = scene(tmp_path, TWO)
+    text = json.dumps(asdict(facts("aws-g5-xlarge")))
+    looked = {**PREFLIGHT, "description": text if described_before else ""}
     prepared = {
         "stdout": json.dumps({"changed": True, "weights_sha256": "b" * 64}),
         "cmd": ["/w/venv/bin/python", "/w/harness/current", "prepare", "/w", "tiny-bert", "tiny", "x"],
@@ -325,12 +328,13 @@ def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path) -> None:
 
     class Plays(FakePlays):
         def run(self, request: PlayRequest, on_event: Callable[[PlayEvent], None]) -> dict[str, HostOutcome]:
-            for task, result in (
-                (provision.PREFLIGHT, PREFLIGHT),
-                (provision.PREPARE, prepared),
-                (provision.DESCRIBE, {"stdout": json.dumps(asdict(facts("aws-g5-xlarge")))}),
+            for task, kind, result in (
+                (provision.PREFLIGHT, "ok", looked),
+                ("Install the pinned packages", "skipped", {}),
+                (provision.PREPARE, "ok", prepared),
+                (provision.DESCRIBE, *(("skipped", {}) if described_before else ("ok", {"stdout": text}))),
             ):
-                on_event(PlayEvent(host="h02", task=task, kind="ok", result=result))
+                on_event(PlayEvent(host="h02", task=task, kind=kind, result=result))
             seen.append(len(told))
             return super().run(request, on_event)
 
@@ -340,6 +344,7 @@ def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path) -> None:
     assert [(item.host, item.state) for item in told] == [("h02", HostState.READY), ("h01", HostState.FAILED)]
     assert told[0].weights == {"tiny-bert": "b" * 64}
     assert told[0].lock
+    assert told[0].changed == 0
     assert found == (told[1], told[0])
 
 
