@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from fleet.harness.contract import FileEntry, Reason, RunManifest, RunSpec, Unit
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
 from fleet.results import loadgen_log
+from fleet.results.home import MAX_FILE_BYTES
 from fleet.session import Session
 from fleet.subset import EVERYTHING, Subset
 from fleet.terms import HostState
@@ -43,6 +45,7 @@ OURS = {
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 }  # fmt: skip
 """What is the matter with this machine; every other error of files is made by the names and kinds that a host sends."""
+READ_WHOLE = ("manifest.json", "run_spec.json", "mlperf_log_detail.txt")
 _SPEC = TypeAdapter(RunSpec)
 
 
@@ -332,6 +335,8 @@ def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:
         for number, member in enumerate(opened, start=1):
             parts = PurePosixPath(member.name).parts
             total += member.size
+            if member.size < 0:
+                raise ValueError(f"{member.name!r} has {member.size} bytes")
             if number > MEMBER_LIMIT or total > BYTE_LIMIT:
                 raise ValueError(f"more than {MEMBER_LIMIT} files or {BYTE_LIMIT >> 30} GiB")
             if not (member.isfile() or member.isdir()):
@@ -345,6 +350,8 @@ def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:
 
 def verify(folder: Path) -> str:
     """Hold a unit's folder to its manifest; empty when every file matches, else the first difference."""
+    if long := [path for name in READ_WHOLE if (path := folder / name).is_file() and _size(path) > MAX_FILE_BYTES]:
+        return f"{long[0].name} has {_size(long[0])} bytes, more than {MAX_FILE_BYTES}"
     try:
         manifest = TypeAdapter(RunManifest).validate_json((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
@@ -356,9 +363,13 @@ def verify(folder: Path) -> str:
     if "run_spec.json" not in manifest.files or manifest.files["run_spec.json"].sha256 != manifest.spec_sha256:
         return "run_spec.json is not the one the manifest was written for"
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    if unlisted := sorted(name for name in here - set(manifest.files) if not _is_supervisors(name)):
-        return f"{unlisted[0]} is not in the manifest"
-    return next(filter(None, (_difference(folder, name, entry) for name, entry in manifest.files.items())), "")
+    unlisted = (name for name in sorted(here - set(manifest.files)) if not _is_supervisors(name))
+    found = (_difference(folder, name, entry) for name, entry in manifest.files.items())
+    return next(chain((f"{name} is not in the manifest" for name in unlisted), filter(None, found)), "")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _is_supervisors(name: str) -> bool:
@@ -373,8 +384,8 @@ def _difference(folder: Path, name: str, entry: FileEntry) -> str:
     file = folder / name
     if not file.is_file():
         return f"{name} is in the manifest and not among the files"
-    if file.stat().st_size != entry.size:
-        return f"{name}: {file.stat().st_size} bytes, the manifest says {entry.size}"
+    if _size(file) != entry.size:
+        return f"{name}: {_size(file)} bytes, the manifest says {entry.size}"
     return "" if _sha256(file) == entry.sha256 else f"{name}: its sha256 is not the manifest's"
 
 
