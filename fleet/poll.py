@@ -48,8 +48,8 @@ class _Visit:
     """What came of one visit to a host."""
 
     started: list[str]
-    refused: str
-    """Why the host did not take those units; empty when it did."""
+    refused: dict[str, str]
+    """Those of them that the host did not take, and why."""
     text: str
     """Its answer to the question."""
 
@@ -189,7 +189,7 @@ class Poll:
                 connection = item.connection
                 if cancelling:
                     connection.run(self._harness(item, "cancel", self.token, *cancelling), timeout=START_S)
-                refused = self._start(connection, item, specs) if specs else ""
+                refused = self._start(connection, item, specs) if specs else {}
                 folder = f"{item.work_dir}/runs/{self.token}"
                 text = connection.run(answers.question(folder, asked, supervisor), timeout=ASK_S).out
             except reach.Unreachable:
@@ -215,14 +215,15 @@ class Poll:
         python, harness = f"{item.work_dir}/venv/bin/python", f"{item.work_dir}/harness/current"
         return shlex.join([python, harness, verb, item.work_dir, *arguments])
 
-    def _start(self, connection: reach.Connection, item: Polled, specs: list[RunSpec]) -> str:
-        """Hand the host its units, those it has already among them; empty when it took them, else why not."""
+    def _start(self, connection: reach.Connection, item: Polled, specs: list[RunSpec]) -> dict[str, str]:
+        """Hand the host its units, those it has already among them; which of them it did not take, and why."""
         data = TypeAdapter(Any).dump_python({"session": self.token, "specs": specs}, mode="json")
         answer = connection.run(self._harness(item, "start"), timeout=START_S, stdin=json.dumps(data).encode())
         if answer.rc == 0:
-            return ""
+            return answers.refused(answer.out)
         lines = (answer.err or answer.out).strip().splitlines()
-        return answers.one_line(lines[-1] if lines else f"starting its units ended with {answer.rc}")
+        cause = answers.one_line(lines[-1] if lines else f"starting its units ended with {answer.rc}")
+        return {spec.unit: cause for spec in specs}
 
     def _interval(self, item: Polled) -> float:
         """Seconds until a host is asked again."""
@@ -246,11 +247,11 @@ class Poll:
         item.last_answer, item.answered_at, item.cause, item.lost = time.monotonic(), time.time(), "", None
         self._say(item, HostState.READY)
         item.to_start = [unit for unit in item.to_start if unit not in visit.started]
-        if visit.refused:
-            reason = Reason.NO_SPACE if "No space left" in visit.refused else Reason.OTHER
-            for unit in visit.started:
-                failed = replace(self.known[unit], state=UnitState.FAILED, cause=visit.refused, reason=reason)
-                self._ended(item, failed)
+        for unit in visit.started:
+            if unit in visit.refused:
+                cause = visit.refused[unit]
+                reason = Reason.NO_SPACE if "No space left" in cause else Reason.OTHER
+                self._ended(item, replace(self.known[unit], state=UnitState.FAILED, cause=cause, reason=reason))
         item.supervisor = word.beat.pid if word.beat is not None else 0
         if word.leaving and not item.leaving:
             self._leave(item, word.leaving)

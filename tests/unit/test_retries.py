@@ -38,6 +38,25 @@ def test_a_host_that_refuses_its_units_says_why(asked: Asked) -> None:
     assert found.reason is Reason.NO_SPACE
 
 
+def test_units_that_a_host_has_no_room_for_are_started_again_alone(asked: Asked) -> None:
+    class Host(FakeConnection):
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            self.full = {} if self.started else {"h01.b": "[Errno 28] No space left on device"}
+            both = len(self.started) > 1
+            self.answers = [answer(status("h01.a"), *([status("h01.b")] if both else []))]
+            return super().run(command, **more)
+
+    connection = Host([""])
+    found = asked(units=("a", "b"), h01=connection, retry={Reason.NO_SPACE: SOON})
+    assert [[spec["unit"] for spec in queue_["specs"]] for queue_ in connection.started] == [
+        ["h01.a", "h01.b"],
+        ["h01.b"],
+    ]
+    assert (found["h01.a"].state, found["h01.a"].attempts) == (UnitState.DONE, ())
+    (attempt,) = found["h01.b"].attempts
+    assert (attempt.reason, attempt.cause) == (Reason.NO_SPACE, "[Errno 28] No space left on device")
+
+
 def test_what_ended_for_a_reason_that_may_pass_is_started_again(asked: Asked) -> None:
     died = status("h01.u", UnitState.INTERRUPTED, cause="killed", reason=Reason.INTERRUPTED)
     order: list[str] = []

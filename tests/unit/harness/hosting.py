@@ -1,5 +1,6 @@
 """A host in a folder: real supervisors, and a stand-in for the harness's own entry that does what a unit says."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fleet.harness import unit_queue
+from fleet.harness import space, unit_queue
 from fleet.harness.contract import RunSpec, UnitState, UnitStatus
 from tests.unit.harness.units import TOP, spec
 
@@ -112,6 +113,20 @@ def running(work: Path, name: str) -> Callable[[], bool]:
 def idle(work: Path) -> Callable[[], bool]:
     """No noted process is left, supervisors included."""
     return lambda: not [pid for pid in pids(work) if ours(pid, work.parent)]
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Meanwhile this process cannot write a file anew; what it has started can."""
+
+    def refuse(path: Path, value: Any) -> None:
+        del path, value
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        for module in (space, unit_queue):
+            patch.setattr(module, "write_json", refuse)
+        yield
 
 
 def lines(work: Path) -> list[str]:

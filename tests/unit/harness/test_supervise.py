@@ -30,7 +30,7 @@ from tests.unit.harness.units import TOP, queue, spec
 def test_units_run_one_after_another_in_the_order_given(work: Path) -> None:
     specs = [unit(work, name, "time.sleep(0.1)") for name in ("b", "a", "c")]
     answer = unit_queue.start(work, queue(*specs))
-    assert answer == {"queued": ["b", "a", "c"], "kept": [], "running": []}
+    assert answer == {"queued": ["b", "a", "c"], "kept": [], "running": [], "refused": {}}
     wait(ended(work, "a", "b", "c"))
     assert lines(work) == ["+b", "-b", "+a", "-a", "+c", "-c"]
     found = status(work, "c")
@@ -52,7 +52,7 @@ def test_a_done_unit_is_kept_and_a_changed_or_failed_one_starts_over(work: Path)
     stray.touch()
     again = [unit(work, "same"), unit(work, "changed", "pass"), unit(work, "failed", "pass")]
     answer = unit_queue.start(work, queue(*again))
-    assert answer == {"queued": ["changed", "failed"], "kept": ["same"], "running": []}
+    assert answer == {"queued": ["changed", "failed"], "kept": ["same"], "running": [], "refused": {}}
     wait(ended(work, "changed", "failed"))
     assert not stray.exists()
     assert (work / "runs" / "s" / "same" / "manifest.json").stat().st_mtime_ns == kept
@@ -63,7 +63,7 @@ def test_a_running_unit_is_left_alone(work: Path) -> None:
     one = unit(work, "one", WAIT_FOR_GO)
     unit_queue.start(work, queue(one))
     wait(running(work, "one"))
-    assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"]}
+    assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"], "refused": {}}
     (work / "go").touch()
     wait(ended(work, "one"))
     wait(idle(work))
@@ -252,7 +252,7 @@ def test_the_command_line_takes_a_queue_from_stdin(work: Path) -> None:
         [sys.executable, "-m", "fleet.harness", "start", str(work)],
         input=json.dumps(queue(value)), capture_output=True, text=True, cwd=TOP, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout) == {"queued": ["one"], "kept": [], "running": []}
+    assert json.loads(done.stdout) == {"queued": ["one"], "kept": [], "running": [], "refused": {}}
     wait(ended(work, "one"))
     assert "no_such_module" in status(work, "one").cause
 
