@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from fleet.harness import accelerator_locks, power, processes, reasons, space, spot, sweep, unit_queue
-from fleet.harness.contract import Reason, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.contract import Reason, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec
 from fleet.harness.unit_queue import locked, read_order, read_status
 
 BEAT_SECONDS = 1.0
@@ -107,7 +107,7 @@ class Supervisor:
             return
         self._beaten = time.monotonic()
         with suppress(OSError):
-            write_json(self._session / "supervisor.json", self._pulse())
+            space.write_over_or_new(self._session / "supervisor.json", self._pulse())
 
     def _pulse(self) -> SupervisorBeat:
         return SupervisorBeat(

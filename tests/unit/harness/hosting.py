@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fleet.harness import space, unit_queue
+from fleet.harness import unit_queue
 from fleet.harness.contract import RunSpec, UnitState, UnitStatus
 from tests.unit.harness.units import TOP, spec
 
@@ -119,13 +119,15 @@ def idle(work: Path) -> Callable[[], bool]:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Meanwhile this process cannot write a file anew; what it has started can."""
 
-    def refuse(path: Path, value: Any) -> None:
-        del path, value
-        raise OSError(errno.ENOSPC, "No space left on device")
+    real = Path.open
+
+    def refuse(path: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+        if "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, *arguments, **more)
 
     with monkeypatch.context() as patch:
-        for module in (space, unit_queue):
-            patch.setattr(module, "write_json", refuse)
+        patch.setattr(Path, "open", refuse)
         yield
 
 

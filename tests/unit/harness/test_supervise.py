@@ -16,6 +16,7 @@ from tests.unit.harness.hosting import (
     CHILD,
     WAIT_FOR_GO,
     ended,
+    full_disk,
     idle,
     lines,
     pids,
@@ -179,6 +180,17 @@ def test_who_waits_for_a_living_supervisor_ends_nothing_and_both_beat(work: Path
     wait(ended(work, "one"))
     wait(idle(work))
     assert lines(work) == ["+one", "-one", "+other", "-other"]
+
+
+def test_on_a_full_disk_a_supervisor_still_beats(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = work / "runs" / "s" / "supervisor.json"
+    path.parent.mkdir(parents=True)
+    write_json(path, SupervisorBeat(pid=1, boot_id="b" * 36, heartbeat_at=1.0, beat_uptime=1.0))
+    supervisor = supervise.Supervisor(work, "s")
+    with full_disk(monkeypatch):
+        supervisor._beat()
+    assert read_beat(path).pid == os.getpid()
+    assert read_beat(path).heartbeat_at > 1.0
 
 
 def read_beat(path: Path) -> SupervisorBeat:
