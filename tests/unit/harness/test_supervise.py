@@ -182,6 +182,27 @@ def test_who_waits_for_a_living_supervisor_ends_nothing_and_both_beat(work: Path
     assert lines(work) == ["+one", "-one", "+other", "-other"]
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_who_waits_takes_nothing_from_a_unit_that_is_watched(
+    work: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """Looking through every process costs CPU, and what a living supervisor says must stand."""
+    session, pid, scans = work / "runs" / "s", os.getppid() if lives else 2**22, []
+    session.mkdir(parents=True)
+    beat = SupervisorBeat(
+        pid=pid, boot_id=processes.boot_id(), heartbeat_at=1.0, beat_uptime=processes.uptime(), leaving="taken back"
+    )
+    write_json(session / "supervisor.json", beat)
+    write_json(work / "supervisor.lock", {"supervisor": pid, "boot_id": processes.boot_id()})
+    supervisor = supervise.Supervisor(work, "s")
+    monkeypatch.setattr(processes, "end_orphans", lambda: scans.append(1))
+    monkeypatch.setattr("time.sleep", lambda _: setattr(supervisor, "_stopping", True))
+    with unit_queue.locked(work / "supervisor.lock"), (work / "supervisor.lock").open("a+") as lock:
+        assert not supervisor._wait_for(lock.fileno())
+    assert len(scans) == (0 if lives else 1)
+    assert read_beat(session / "supervisor.json").leaving == ("taken back" if lives else "")
+
+
 def test_on_a_full_disk_a_supervisor_still_beats(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = work / "runs" / "s" / "supervisor.json"
     path.parent.mkdir(parents=True)
