@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """An earlier start of a unit, and how it ended."""
+    """Another start of a unit, and how it ended."""
 
     state: UnitState
     reason: Reason
@@ -81,6 +81,10 @@ class UnitRecord:
     reason: Reason = Reason.NONE
     attempts: tuple[Attempt, ...] = ()
     """Starts before this one, the oldest first."""
+    later: tuple[Attempt, ...] = ()
+    """Starts after this one, which came to nothing: this one stands."""
+    best: "UnitRecord | None" = None
+    """An earlier start that was measured and is home, while it is tried again: it stands if nothing comes of that."""
     labels: tuple[str, ...] = ()
     """What a reader must know of the unit whatever becomes of it: `demo model`, `random weights`."""
     schema: int = 1

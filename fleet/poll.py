@@ -153,8 +153,9 @@ class Poll:
 
     def _end(self, item: Polled) -> None:
         item.over = True
-        for unit in list(item.measured):
-            self._settle(item, self.known[unit], Reason.NONE)
+        for unit in item.specs:
+            if self.known[unit].best is not None:
+                self._settle(self.known[unit], Reason.NONE)
         self.watch.host(item.host.name, polled.summary(item, self.known), ended=True)
         _close(item)
 
@@ -389,16 +390,16 @@ class Poll:
         if reason is not Reason.NONE and unit not in item.cancelled and not item.leaving:
             wait = self._tally.again(unit, reason)
         if wait is None:
-            self._settle(item, record, reason)
+            self._settle(record, reason)
             return
-        if record.state is UnitState.DONE and reason is Reason.INVALID_RESULT:
-            item.measured[unit] = replace(record, reason=reason)
+        measured = record.state is UnitState.DONE and reason is Reason.INVALID_RESULT
+        best = replace(record, reason=reason, best=None) if measured else record.best
         attempt = Attempt(state=record.state, reason=reason, cause=cause, ended_at=time.time())
         text = f"again{f' in {wait:.0f} s' if wait else ''}: {cause or reason}"
         self._keep(
             replace(
                 record, state=UnitState.PENDING, cause=text, reason=Reason.NONE, status=None,
-                attempts=(*record.attempts, attempt),
+                attempts=(*record.attempts, attempt), best=best,
             )
         )  # fmt: skip
         self.watch.host(item.host.name, f"{unit.removeprefix(item.host.name + '.')}: {text}")
@@ -407,14 +408,9 @@ class Poll:
         item.specs[unit] = replace(item.specs[unit], attempt=item.specs[unit].attempt + 1)
         item.again[unit] = time.monotonic() + wait
 
-    def _settle(self, item: Polled, record: UnitRecord, reason: Reason) -> None:
+    def _settle(self, record: UnitRecord, reason: Reason) -> None:
         """The unit is not started again."""
-        best = item.measured.pop(record.unit, None)
-        settled = replace(record, reason=reason) if record.state is UnitState.DONE else record
-        if best is not None and record.state is not UnitState.DONE:
-            # A further attempt that came to nothing takes nothing away.
-            failed = Attempt(state=record.state, reason=record.reason, cause=record.cause, ended_at=time.time())
-            settled = replace(best, attempts=(*record.attempts, failed))
+        settled = retries.settled(replace(record, reason=reason) if record.state is UnitState.DONE else record)
         if settled != record:
             self.known[record.unit] = settled
             self.note(settled)

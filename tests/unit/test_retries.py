@@ -114,9 +114,22 @@ def test_a_further_attempt_that_fails_takes_no_measurement_away(asked: Asked) ->
 
     found = asked(h01=Host([""]), bring=lambda *_: invalid(), retry={Reason.INVALID_RESULT: SOON})["h01.u"]
     assert (found.state, found.reason) == (UnitState.DONE, Reason.INVALID_RESULT)
-    assert [(item.state, item.cause) for item in found.attempts] == [
-        (UnitState.DONE, "INVALID: too few queries"), (UnitState.FAILED, "out"),
-    ]  # fmt: skip
+    # It was the first of two starts.
+    assert (found.attempts, found.best) == ((), None)
+    assert [(item.state, item.cause) for item in found.later] == [(UnitState.FAILED, "out")]
+
+
+def test_what_was_measured_is_on_record_while_it_is_tried_again(asked: Asked) -> None:
+    """The controller may die then, and nothing else knows of the number."""
+    homes, noted = [invalid(), invalid("INVALID: again")], no_records()
+    connection = FakeConnection([answer(status("h01.u"))])
+    asked(h01=connection, noted=noted, bring=lambda *_: homes.pop(0), retry={Reason.INVALID_RESULT: SOON})
+    (kept,) = [item.best for item in noted if item.state is UnitState.PENDING]
+    assert kept is not None
+    assert (kept.state, kept.reason, kept.status, kept.attempts) == (
+        UnitState.DONE, Reason.INVALID_RESULT, status("h01.u"), (),
+    )  # fmt: skip
+    assert (noted[-1].state, noted[-1].best, len(noted[-1].attempts)) == (UnitState.DONE, None, 1)
 
 
 def test_corrupt_files_are_fetched_again_before_the_unit_is_run_again(asked: Asked) -> None:
