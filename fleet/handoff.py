@@ -238,8 +238,8 @@ def difference(old: RunSpec, new: RunSpec) -> str:
     found = []
     for name in sorted(set(old.lock) | set(new.lock)):
         before, after = old.lock.get(name, ""), new.lock.get(name, "")
-        # Weights are known once they lie on the host; from then on they must not change.
-        if before != after and not (name == "weights" and not (before and after)):
+        # Weights are known once they lie on the host, Python to newer sessions; from then on they must not change.
+        if before != after and not (name in {"weights", "python"} and not (before and after)):
             found.append(_told(name.removeprefix("wheel:"), before, after))
     one, other = asdict(old), asdict(new)
     found += [

@@ -63,6 +63,7 @@ class Supervisor:
         self._lock_path = work / "supervisor.lock"
         self._stopping = False
         self._beaten = 0.0
+        self._began = 0.0
         self._waiting = _Waiting()
         self._guard: subprocess.Popen[bytes] | None = None
         self._spot = spot.Watcher()
@@ -227,6 +228,8 @@ class Supervisor:
         spec = read_spec(folder / "run_spec.json")
         conditions = power.Conditions(spec.conditions)
         conditions.start()
+        # Of the unit, however many processes it takes: its deadline is one.
+        self._began = time.monotonic()
         try:
             how = self._attempt(folder, spec, keep, conditions)
             if how is ITSELF:
@@ -268,11 +271,10 @@ class Supervisor:
     ) -> End:
         """ITSELF when the unit ended by itself, else why it must end."""
         _write_owner(lock, process.pid, folder)
-        began = time.monotonic()
         status = read_status(folder) or UnitStatus(unit=spec.unit, state=UnitState.RUNNING, started_at=time.time())
         while process.poll() is None:
             self._beat()
-            spent = time.monotonic() - began
+            spent = time.monotonic() - self._began
             with suppress(OSError):
                 done, left = _progress(folder)
                 status = replace(

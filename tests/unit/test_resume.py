@@ -109,6 +109,13 @@ INVALID = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INV
 OUT = Attempt(state=UnitState.FAILED, reason=Reason.OTHER, cause="out", ended_at=2.0)
 
 
+def test_python_counts_from_when_it_is_known() -> None:
+    """A session of an older fleet does not say it."""
+    before, after = locked(python="3.11.9"), locked(python="3.12.1")
+    assert handoff.same_run(spec(), after)
+    assert handoff.difference(before, after) == "python 3.11.9 → 3.12.1"
+
+
 def test_what_was_measured_stands_whoever_dies_while_it_is_tried_again() -> None:
     best = record(reason=Reason.INVALID_RESULT)
     tried = record(UnitState.RUNNING, attempts=(INVALID,), best=best)

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -25,7 +28,7 @@ from tests.unit.harness.hosting import (
     unit,
     wait,
 )
-from tests.unit.harness.units import TOP, queue, spec
+from tests.unit.harness.units import TOP, folder_of, queue, spec
 
 
 def test_units_run_one_after_another_in_the_order_given(work: Path) -> None:
@@ -261,6 +264,31 @@ def test_a_unit_that_asks_for_it_twice_has_failed(work: Path) -> None:
     wait(ended(work, "one"))
     assert (status(work, "one").state, status(work, "one").cause) == (UnitState.FAILED, "it was too short twice")
     assert (work / "order").read_text(encoding="utf-8").split() == ["+one", "+one"]
+
+
+def test_both_processes_of_a_unit_have_one_deadline(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "runs" / "s").mkdir(parents=True)
+    folder = folder_of(work / "runs" / "s", unit(work, "one", AGAIN + "time.sleep(5)", deadline_s=60.0))
+    shift, verdict = [0.0], supervise._verdict
+
+    def ended(process: "subprocess.Popen[bytes]", *arguments: Any, **more: Any) -> End:
+        shift[0] += 60.0
+        return verdict(process, *arguments, **more)
+
+    def kill(process: "subprocess.Popen[bytes]", *_: Any) -> bool:
+        # Not with every other child of this process.
+        process.kill()
+        process.wait()
+        return True
+
+    monkeypatch.setattr(supervise, "_verdict", ended)
+    monkeypatch.setattr(processes, "end", kill)
+    clock = SimpleNamespace(time=time.time, sleep=time.sleep, monotonic=lambda: time.monotonic() + shift[0])
+    monkeypatch.setattr(supervise, "time", clock)
+    with (work / "supervisor.lock").open("a+") as lock:
+        supervise.Supervisor(work, "s")._run_unit(folder, [lock.fileno()])
+    assert (status(work, "one").state, status(work, "one").reason) == (UnitState.TIMEOUT, Reason.TIMEOUT)
+    assert shift == [120.0]
 
 
 def test_what_a_unit_says_of_its_progress_is_read_or_nothing(tmp_path: Path) -> None:
