@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """An earlier start of a unit, and how it ended."""
+    """Another start of a unit, and how it ended."""
 
     state: UnitState
     reason: Reason
@@ -81,6 +81,10 @@ class UnitRecord:
     reason: Reason = Reason.NONE
     attempts: tuple[Attempt, ...] = ()
     """Starts before this one, the oldest first."""
+    later: tuple[Attempt, ...] = ()
+    """Starts after this one, which came to nothing: this one stands."""
+    best: "UnitRecord | None" = None
+    """An earlier start that was measured and is home, while it is tried again: it stands if nothing comes of that."""
     labels: tuple[str, ...] = ()
     """What a reader must know of the unit whatever becomes of it: `demo model`, `random weights`."""
     schema: int = 1
@@ -234,8 +238,8 @@ def difference(old: RunSpec, new: RunSpec) -> str:
     found = []
     for name in sorted(set(old.lock) | set(new.lock)):
         before, after = old.lock.get(name, ""), new.lock.get(name, "")
-        # Weights are known once they lie on the host; from then on they must not change.
-        if before != after and not (name == "weights" and not (before and after)):
+        # Weights are known once they lie on the host, Python to newer sessions; from then on they must not change.
+        if before != after and not (name in {"weights", "python"} and not (before and after)):
             found.append(_told(name.removeprefix("wheel:"), before, after))
     one, other = asdict(old), asdict(new)
     found += [

@@ -402,5 +402,5 @@ def _keep_facts(session: Session, found: Readiness, text: str, digests: dict[str
 def _measured(facts: SystemFacts) -> dict[str, str]:
     """What of a host's facts must not change under a number."""
     found = {f"wheel:{name}": version for name, version in facts.software.items() if name != "python"}
-    found |= {"driver": facts.driver_version, "cuda": facts.cuda_version}
+    found |= {"python": facts.software.get("python", ""), "driver": facts.driver_version, "cuda": facts.cuda_version}
     return {name: value for name, value in found.items() if value}

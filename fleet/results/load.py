@@ -179,6 +179,7 @@ def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str
         cause=cause,
         reason=_reason(state, files, invalid=summary is not None and summary.valid is False),
         attempts=run.attempts if run else (),
+        later=run.later if run else (),
         warnings=caveats.of_unit(status, spec.conditions),
         summary=summary,
         accuracy=scores,

@@ -307,7 +307,8 @@ def test_wheels_and_weights_are_part_of_the_lock(tmp_path: Path) -> None:
         made.session, made.campaign, FakePlays({"h01": outcome(results=results)}), RecordingWatch()
     )
     # The interpreter is part of the environment's digest; the harness on the host knows no other names than these.
-    assert set(found.lock) == {"fleet", "environment", "wheel:torch", "driver", "cuda"}
+    assert set(found.lock) == {"fleet", "environment", "python", "wheel:torch", "driver", "cuda"}
+    assert found.lock["python"] == "3.11.9"
     assert found.lock["wheel:torch"] == "2.13.0"
     assert found.weights == {"tiny-bert": "a" * 64}
     (spec, *_) = planning.plan(made.session, made.campaign, quick=False).units

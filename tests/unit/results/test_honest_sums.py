@@ -145,6 +145,15 @@ def test_earlier_starts_are_told_with_their_causes(tmp_path: Path) -> None:
     )
 
 
+def test_a_start_that_came_to_nothing_after_the_number_is_a_later_one(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", units=(Unit(later=(KILLED,)),))])
+    (unit,) = (results := load(session)).units
+    assert unit.starts == 2
+    assert unit.history == "started 2 times; later: failed (out-of-memory): killed by SIGKILL"
+    (row,) = (row for _, row in units_frame(results).iterrows())
+    assert (row["starts"], row["earlier_causes"]) == (2, "later: failed (out-of-memory): killed by SIGKILL")
+
+
 def test_conditions_become_warnings_unless_ignored(tmp_path: Path) -> None:
     seen = {"battery": 31.4, "sleep": 0.0, "thermal": 0.3, "gremlins": 5.0}
     session = build(tmp_path, [Host(name="a", units=(Unit(conditions=seen),), warnings=("no swap",))])
