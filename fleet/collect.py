@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import answers, handoff, threads
+from fleet import answers, handoff, retries, threads
 from fleet import campaign as campaigns
 from fleet.errors import ResultsError
 from fleet.handoff import Collected, CollectedFile, UnitRecord
@@ -68,15 +68,21 @@ class Collector:
         self.found = handoff.collected(session)
 
     def is_home(self, unit: str) -> bool:
-        """Whether the unit's files are here, verified, and made for the spec that is planned now."""
-        return unit in self.found and self.found[unit].complete and self._is_of(unit, self.found[unit].folder)
+        """Whether files of any of the unit's starts are here, verified, and made for the spec that is planned now."""
+        home = self.found.get(unit)
+        return home is not None and home.complete and self._spec(unit, home.folder) is not None
 
-    def _is_of(self, unit: str, folder: str) -> bool:
+    def has(self, record: UnitRecord) -> bool:
+        """The same of the very start that `record` is of."""
+        return self.is_home(record.unit) and handoff.is_from(self.found[record.unit], record)
+
+    def _spec(self, unit: str, folder: str) -> RunSpec | None:
+        """What the files were made for; None when that is not what is planned now."""
         try:
             spec = _SPEC.validate_json((self.session.root / folder / "run_spec.json").read_bytes())
-            return unit in self._specs and handoff.same_run(spec, self._specs[unit])
+            return spec if unit in self._specs and handoff.same_run(spec, self._specs[unit]) else None
         except (OSError, ValueError, RecursionError):
-            return False
+            return None
 
     def note(self, unit: str, home: Collected) -> Collected:
         """Keep what is known of a unit's files, in memory and on disk."""
@@ -170,12 +176,12 @@ class Collector:
         if cause:
             reason = Reason.CORRUPT_FILES if record.state is UnitState.DONE else record.reason
             return Collected(folder=folder, complete=False, cause=cause, reason=reason)
-        if not self._is_of(unit, folder):
+        if (spec := self._spec(unit, folder)) is None:
             other = "it ran by another spec than was planned: fleet run"
             return Collected(folder=folder, complete=False, cause=other, reason=Reason.LOCK_CHANGED)
         invalid = _invalid(target)
         reason = Reason.INVALID_RESULT if invalid else Reason.NONE
-        return Collected(folder=folder, complete=True, cause=invalid, reason=reason)
+        return Collected(folder=folder, complete=True, cause=invalid, reason=reason, attempt=max(1, spec.attempt))
 
     def _earlier(self, unit: str, folder: Path) -> Path:
         """A free place for files of `unit` that make room: collect/.earlier/<unit>.<sha256 of its spec, 12>.<number>."""
@@ -231,7 +237,7 @@ def collect(session: Session, watch: Watch, subset: Subset = EVERYTHING) -> dict
     wanted: dict[str, list[UnitRecord]] = {}
     for spec in handoff.plan(session).units:
         record = known.get(spec.unit)
-        if collector.is_home(spec.unit) and not (record is not None and _may_be_there(record)):
+        if collector.is_home(spec.unit) if record is None else collector.has(record) and not _may_be_there(record):
             continue
         if cause := subset.left_out(spec.host):
             if spec.unit not in collector.found:
@@ -267,6 +273,7 @@ def _may_be_there(record: UnitRecord) -> bool:
 
 def _from_host(collector: Collector, host: Host, work_dir: str, records: list[UnitRecord], watch: Watch) -> None:
     left = [record.unit for record in records]
+    verified = 0
     try:
         connection = reach.connect(host)
         try:
@@ -275,6 +282,7 @@ def _from_host(collector: Collector, host: Host, work_dir: str, records: list[Un
                 # What becomes of it is kept from here on, also when the host then falls silent.
                 left.remove(record.unit)
                 _fetch(collector, connection, work_dir, record)
+                verified += collector.has(record)
         finally:
             connection.close()
     except reach.Unreachable as error:
@@ -283,7 +291,6 @@ def _from_host(collector: Collector, host: Host, work_dir: str, records: list[Un
         if len(left) == len(records):
             watch.host(host.name, error.cause, ended=True)
             return
-    verified = sum(collector.found[record.unit].complete for record in records)
     watch.host(host.name, f"{verified} of {len(records)} units verified", ended=True)
 
 
@@ -292,7 +299,7 @@ def _fetch(collector: Collector, connection: reach.Connection, work_dir: str, re
     if not record.state.ended:
         wait = f"fleet bench --session {collector.session.id}"
         collector.missing(record.unit, f"still {record.state} there, as far as is known: {wait}", record.reason)
-    elif not collector.is_home(record.unit):
+    elif not collector.has(record):
         home = collector.bring(connection, work_dir, record)
         if home.reason is Reason.UNREACHABLE:
             # One transfer may break off; a host that says nothing at all is not asked for each unit that is left.
@@ -317,6 +324,7 @@ def _asked_anew(
         if record.unit in asked and record.unit in word.statuses:
             # What this side called an end was none of the host's.
             updated = answers.update(replace(record, state=UnitState.UNREACHABLE), word)
+            updated = retries.settled(updated) if updated.state.ended else updated
             if updated != record:
                 session.write(session.run / "units" / f"{record.unit}.json", updated)
         found.append(updated)

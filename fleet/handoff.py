@@ -90,6 +90,11 @@ class UnitRecord:
     schema: int = 1
 
     @property
+    def attempt(self) -> int:
+        """Which start it is of, as RunSpec counts them."""
+        return 1 + len(self.attempts)
+
+    @property
     def remark(self) -> str:
         """The labels, to be put behind the unit's name."""
         return f" ({', '.join(self.labels)})" if self.labels else ""
@@ -124,6 +129,8 @@ class Collected:
     """True when the manifest and every file it names are here and match."""
     cause: str = ""
     reason: Reason = Reason.NONE
+    attempt: int = 0
+    """Which start made the files, where they are complete; 0 where an older fleet did not say: then it is the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +269,11 @@ def same_run(one: RunSpec, other: RunSpec) -> bool:
     return not difference(one, other)
 
 
+def is_from(home: Collected | None, record: UnitRecord) -> bool:
+    """Whether verified files of the very start that `record` is of are here; those of an earlier one say nothing of it."""
+    return home is not None and home.complete and home.attempt in {0, record.attempt}
+
+
 def why_again(old: RunSpec, new: RunSpec, record: UnitRecord, home: Collected | None) -> str:
     """Why a unit is not finished with: what it was made with, how it ended, or that its files are not here.
 
@@ -273,7 +285,9 @@ def why_again(old: RunSpec, new: RunSpec, record: UnitRecord, home: Collected | 
         return f"{record.state}: {record.cause}" if record.cause else str(record.state)
     if home is None:
         return "its files are not home"
-    return "" if home.complete else f"its files are not home: {home.cause}"
+    if not home.complete:
+        return f"its files are not home: {home.cause}"
+    return "" if is_from(home, record) else f"its files are not home: those of start {home.attempt} are"
 
 
 def readiness(session: Session) -> tuple[Readiness, ...]:
@@ -343,14 +357,13 @@ def facts_of(session: Session, instance: str) -> Path:
 
 
 def missing(planned: Iterable[RunSpec], known: Mapping[str, UnitRecord], home: Mapping[str, Collected]) -> list[str]:
-    """Units without which a session is not finished: those that are not done, or not verified at home."""
+    """Units without which a session is not finished: those that are not done, or not verified at home as they were done."""
     return [
         spec.unit
         for spec in planned
         if spec.unit not in known
         or known[spec.unit].state is not UnitState.DONE
-        or spec.unit not in home
-        or not home[spec.unit].complete
+        or not is_from(home.get(spec.unit), known[spec.unit])
     ]
 
 

@@ -154,7 +154,8 @@ class Poll:
     def _end(self, item: Polled) -> None:
         item.over = True
         for unit in item.specs:
-            if self.known[unit].best is not None:
+            # Of one whose host was lost nobody knows yet what will stand.
+            if self.known[unit].best is not None and self.known[unit].state is not UnitState.UNREACHABLE:
                 self._settle(self.known[unit], Reason.NONE)
         self.watch.host(item.host.name, polled.summary(item, self.known), ended=True)
         _close(item)

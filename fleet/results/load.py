@@ -8,7 +8,7 @@ sound: there SessionError says which stage to run again.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from fleet import campaign, handoff
+from fleet import campaign, handoff, retries
 from fleet.errors import SessionError
 from fleet.handoff import Plan
 from fleet.harness.contract import RunSpec, SystemFacts
@@ -340,4 +340,6 @@ def _facts(
 
 def _unit_files(session: Session, plan: Plan) -> dict[str, UnitFiles]:
     known, came = handoff.records(session), handoff.collected(session)
+    # Also where the host was lost during a further start, and nobody knows yet what comes of that.
+    known = {unit: retries.settled(record) if record.state.ended else record for unit, record in known.items()}
     return {spec.unit: home.read(session, spec, known.get(spec.unit), came.get(spec.unit)) for spec in plan.units}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fleet import collect, handoff
-from fleet.handoff import Collected, Plan, UnitRecord
+from fleet.handoff import Attempt, Collected, Plan, UnitRecord
 from fleet.harness.contract import Reason, UnitState, read_spec, write_json
 from fleet.inventory import reach
 from fleet.session import Session
@@ -19,7 +19,7 @@ from tests.unit.collecting import UNIT, archive_of, entry, member, packed, plann
 from tests.unit.fakes import PackingConnection, RecordingWatch, answer, status
 
 OTHER = UNIT.replace("performance", "accuracy")
-HOME = Collected(folder=f"collect/h01/{UNIT}", complete=True)
+HOME = Collected(folder=f"collect/h01/{UNIT}", complete=True, attempt=1)
 
 
 @pytest.fixture
@@ -333,3 +333,74 @@ def test_this_machines_full_disk_is_said_and_loses_nothing(
     # An archive that came whole is not sent again.
     assert len(host.copied) == (1 if where == "transfer" else 2)
     assert earlier(session) == []
+
+
+ONCE = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INVALID: too short", ended_at=1.0)
+
+
+def measured_again(tmp_path: Path, host: PackingConnection, **changes: Any) -> Session:
+    """The first measurement is INVALID and home, the second was made and is not; its record with `changes`."""
+    session, folder = planned(tmp_path, UNIT), tmp_path / "host" / UNIT
+    unit_folder(folder)
+    (folder / "mlperf_log_detail.txt").write_text(INVALID, encoding="utf-8")
+    remade(folder)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    first = handoff.records(session)[UNIT]
+    assert collect.collect(session, RecordingWatch())[UNIT].reason is Reason.INVALID_RESULT
+    again(folder)
+    write_json(folder / "run_spec.json", replace(spec_of(UNIT), attempt=2))
+    remade(folder)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    best = replace(first, reason=Reason.INVALID_RESULT)
+    record = replace(first, **{"attempts": (ONCE,), "best": best, **changes})
+    session.write(session.run / "units" / f"{UNIT}.json", record)
+    return session
+
+
+def test_the_second_measurement_is_fetched_although_the_first_is_home(tmp_path: Path, host: PackingConnection) -> None:
+    session = measured_again(tmp_path, host)
+    host.breaks_after = 50
+    collect.collect(session, RecordingWatch())
+    assert handoff.missing(handoff.plan(session).units, handoff.records(session), handoff.collected(session)) == [UNIT]
+    watch = RecordingWatch()
+    found = collect.collect(session, watch)
+    assert found == {UNIT: replace(HOME, attempt=2)}
+    assert watch.lines[-1] == ("h01", "1 of 1 units verified")
+    assert handoff.missing(handoff.plan(session).units, handoff.records(session), found) == []
+    assert len(earlier(session)) == 1
+    # It is home now, and nobody asks again.
+    asked = len(host.commands)
+    assert collect.collect(session, RecordingWatch()) == found
+    assert len(host.commands) == asked
+
+
+@pytest.mark.parametrize("state", [UnitState.DONE, UnitState.FAILED, UnitState.RUNNING])
+def test_a_host_that_was_lost_during_the_second_measurement_is_asked_what_became_of_it(
+    tmp_path: Path, host: PackingConnection, state: UnitState
+) -> None:
+    lost = {"state": UnitState.UNREACHABLE, "reason": Reason.UNREACHABLE, "cause": "no answer", "status": None}
+    session = measured_again(tmp_path, host, **lost)
+    host.answers = [answer(status(UNIT, state, cause="" if state is UnitState.DONE else "out of luck"))]
+    home = collect.collect(session, RecordingWatch())[UNIT]
+    found = handoff.records(session)[UNIT]
+    if state is UnitState.DONE:
+        assert (home, found.state, found.attempt, found.best) == (replace(HOME, attempt=2), state, 2, None)
+        return
+    assert (home.attempt, home.reason) == (1, Reason.INVALID_RESULT)
+    if state is UnitState.RUNNING:
+        assert (found.state, found.attempt) == (state, 2)
+        assert found.best is not None
+    else:
+        assert (found.state, found.reason, found.attempt) == (UnitState.DONE, Reason.INVALID_RESULT, 1)
+        assert [(item.state, item.cause) for item in found.later] == [(state, "out of luck")]
+
+
+def test_what_an_older_fleet_brought_home_is_not_fetched_again(tmp_path: Path, host: PackingConnection) -> None:
+    session = measured_again(tmp_path, host)
+    path = session.collect / "collected.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    del data["units"][UNIT]["attempt"]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    asked = len(host.commands)
+    assert collect.collect(session, RecordingWatch())[UNIT].complete
+    assert len(host.commands) == asked

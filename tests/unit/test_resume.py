@@ -88,6 +88,27 @@ def test_done_and_not_home_is_fetched_first() -> None:
     assert said == "its files are not home: the transfer broke off"
 
 
+FIRST = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INVALID: too short", ended_at=1.0)
+
+
+def test_files_of_an_earlier_start_are_not_those_of_this_one() -> None:
+    again = record(attempts=(FIRST,))
+    assert handoff.missing([spec()], {UNIT: again}, {UNIT: replace(HOME, attempt=1)}) == [UNIT]
+    found = resume.decide(spec(), spec(), again, replace(HOME, attempt=1))
+    # The host is asked for the very start that it may have made.
+    assert (found.keep, found.again, found.spec.attempt) == (False, "", 2)
+    assert handoff.why_again(spec(), spec(), again, replace(HOME, attempt=1)) == (
+        "its files are not home: those of start 1 are"
+    )
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_files_of_this_start_are_home_and_so_are_those_of_an_older_fleet_that_did_not_say(attempt: int) -> None:
+    again, home = record(attempts=(FIRST,)), replace(HOME, attempt=attempt)
+    assert handoff.missing([spec()], {UNIT: again}, {UNIT: home}) == []
+    assert resume.decide(spec(), spec(), again, home).keep
+
+
 def test_done_and_corrupt_runs_again() -> None:
     home = replace(HOME, complete=False, cause="its sha256 is not the manifest's", reason=Reason.CORRUPT_FILES)
     found = resume.decide(spec(), spec(), record(), home)

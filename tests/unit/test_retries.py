@@ -9,6 +9,7 @@ from fleet.campaign import RetryPolicy
 from fleet.handoff import Collected, UnitRecord
 from fleet.harness.contract import Reason, UnitState
 from fleet.inventory import reach
+from fleet.terms import HostState
 from tests.unit.fakes import FakeConnection, RecordingWatch, answer, status
 from tests.unit.polling import Asked
 
@@ -117,6 +118,21 @@ def test_a_further_attempt_that_fails_takes_no_measurement_away(asked: Asked) ->
     # It was the first of two starts.
     assert (found.attempts, found.best) == ((), None)
     assert [(item.state, item.cause) for item in found.later] == [(UnitState.FAILED, "out")]
+
+
+def test_a_further_start_on_a_host_that_is_lost_stays_open(asked: Asked) -> None:
+    class Host(FakeConnection):
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            if len(self.started) == 2:
+                raise reach.Unreachable(HostState.UNREACHABLE, "connection lost (reset)")
+            self.answers = [answer(status("h01.u"))]
+            return super().run(command, **more)
+
+    found = asked(h01=Host([""]), bring=lambda *_: invalid(), retry={Reason.INVALID_RESULT: SOON})["h01.u"]
+    assert (found.state, found.reason, found.attempt) == (UnitState.UNREACHABLE, Reason.UNREACHABLE, 2)
+    assert "it may still run there" in found.cause
+    assert found.best is not None
+    assert (found.best.state, found.best.reason) == (UnitState.DONE, Reason.INVALID_RESULT)
 
 
 def test_what_was_measured_is_on_record_while_it_is_tried_again(asked: Asked) -> None:
