@@ -7,6 +7,7 @@ Nothing that came home is ever deleted: what makes room for a later attempt goes
 """
 
 import errno
+import glob
 import hashlib
 import shlex
 import shutil
@@ -161,7 +162,8 @@ class Collector:
             elif target.is_dir():
                 if cause and self.is_home(unit):
                     # An attempt that failed never takes the place of one that did not.
-                    fresh.replace(self._earlier(unit, fresh))
+                    if not self._is_kept(unit, fresh):
+                        fresh.replace(self._earlier(unit, fresh))
                     archive.unlink()
                     return self.found[unit]
                 target.replace(self._earlier(unit, target))
@@ -182,6 +184,11 @@ class Collector:
         invalid = _invalid(target)
         reason = Reason.INVALID_RESULT if invalid else Reason.NONE
         return Collected(folder=folder, complete=True, cause=invalid, reason=reason, attempt=max(1, spec.attempt))
+
+    def _is_kept(self, unit: str, folder: Path) -> bool:
+        """Whether the same files lie in collect/.earlier/ already, as those of a host that is asked again."""
+        kept = (self.session.collect / ".earlier").glob(f"{glob.escape(unit)}.*")
+        return any(_digests(other) == _digests(folder) for other in kept)
 
     def _earlier(self, unit: str, folder: Path) -> Path:
         """A free place for files of `unit` that make room: collect/.earlier/<unit>.<sha256 of its spec, 12>.<number>."""

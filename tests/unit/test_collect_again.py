@@ -395,6 +395,19 @@ def test_a_host_that_was_lost_during_the_second_measurement_is_asked_what_became
         assert [(item.state, item.cause) for item in found.later] == [(state, "out of luck")]
 
 
+def test_a_second_measurement_whose_files_lie_is_kept_once_however_often_it_is_asked_for(
+    tmp_path: Path, host: PackingConnection
+) -> None:
+    session = measured_again(tmp_path, host)
+    (tmp_path / "host" / UNIT / "sub" / "empty").write_bytes(b"!")
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    for _ in range(3):
+        home = collect.collect(session, RecordingWatch())[UNIT]
+        assert (home.attempt, home.reason) == (1, Reason.INVALID_RESULT)
+        assert len(earlier(session)) == 1
+    assert handoff.missing(handoff.plan(session).units, handoff.records(session), handoff.collected(session)) == [UNIT]
+
+
 def test_what_an_older_fleet_brought_home_is_not_fetched_again(tmp_path: Path, host: PackingConnection) -> None:
     session = measured_again(tmp_path, host)
     path = session.collect / "collected.json"
