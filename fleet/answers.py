@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,6 +27,7 @@ GONE = "its folder is not on the host"
 
 _STATUS = TypeAdapter(UnitStatus)
 _BEAT = TypeAdapter(SupervisorBeat)
+_STARTED = TypeAdapter(dict[str, Any])
 _BY_STATE = {
     UnitState.TIMEOUT: Reason.TIMEOUT,
     UnitState.INTERRUPTED: Reason.INTERRUPTED,
@@ -83,6 +85,17 @@ def parse(text: str) -> Word:
     if told is None:
         return Word(uptime=0.0, boot="", beat=beat, statuses=statuses)
     return Word(uptime=float(told[1]), boot=told[2], beat=beat, statuses=statuses, gone=gone)
+
+
+def refused(text: str) -> dict[str, str]:
+    """The units that a host did not take as it was given a queue, and why; `text` is what its `start` printed."""
+    lines = text.strip().splitlines()
+    try:
+        # Chatter of a login shell may stand before.
+        told = _STARTED.validate_json(lines[-1] if lines else "").get("refused")
+    except ValidationError:
+        return {}
+    return {str(unit): one_line(str(cause)) for unit, cause in told.items()} if isinstance(told, dict) else {}
 
 
 def one_line(text: str) -> str:

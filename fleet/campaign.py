@@ -100,6 +100,13 @@ class Conditions(Strict):
     thermal: Literal["warn", "stop", "ignore"] = "warn"
 
 
+NEVER_AGAIN = {
+    Reason.CANCELLED: "fleet bench starts it when you want it after all",
+    Reason.HOST_KEY: "a host that shows another key than yours is not asked any more",
+}
+"""Reasons for which no unit is started again in the same run, and why."""
+
+
 class RunSettings(Strict):
     """How long units may take, when a host counts as lost, and what is tried again."""
 
@@ -108,6 +115,13 @@ class RunSettings(Strict):
     retry: dict[Reason, RetryPolicy] = Field({}, description="by reason, over fleet's own policies")
     conditions: Conditions = Conditions()
     quick_seconds: float = Field(5.0, ge=1, description="length of a performance unit with --quick")
+
+    @field_validator("retry")
+    @classmethod
+    def _may_pass(cls, given: dict[Reason, RetryPolicy]) -> dict[Reason, RetryPolicy]:
+        if never := sorted(given.keys() & NEVER_AGAIN.keys()):
+            raise ValueError(f"{never[0]} is never tried again: {NEVER_AGAIN[never[0]]}")
+        return given
 
 
 class HostEntry(Strict):

@@ -6,28 +6,31 @@ stage fetches what that left, say from a host that was away, and asks such a hos
 Nothing that came home is ever deleted: what makes room for a later attempt goes to collect/.earlier/.
 """
 
+import errno
+import glob
 import hashlib
 import shlex
 import shutil
 import tarfile
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import answers, handoff, threads
+from fleet import answers, handoff, retries, threads
 from fleet import campaign as campaigns
 from fleet.errors import ResultsError
 from fleet.handoff import Collected, CollectedFile, UnitRecord
-from fleet.harness.contract import FileEntry, Reason, RunManifest, RunSpec, UnitState, read_spec
+from fleet.harness.contract import FileEntry, Reason, RunManifest, RunSpec, UnitState
 from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
 from fleet.results import loadgen_log
+from fleet.results.home import MAX_FILE_BYTES
 from fleet.session import Session
 from fleet.subset import EVERYTHING, Subset
 from fleet.terms import HostState
@@ -37,8 +40,14 @@ from fleet.watch import Watch
 if TYPE_CHECKING:
     from fleet.cloud.bucket import Bucket
 
-MEMBER_LIMIT, ASK_S = 10_000, 15.0
-"""Files that one unit may have; seconds that a question may take."""
+MEMBER_LIMIT, DEPTH_LIMIT, ASK_S = 10_000, 32, 15.0
+"""Files that one unit may have, folders that one may lie in; seconds that a question may take."""
+OURS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+}  # fmt: skip
+"""What is the matter with this machine; every other error of files is made by the names and kinds that a host sends."""
+READ_WHOLE = ("manifest.json", "run_spec.json", "mlperf_log_detail.txt")
+_SPEC = TypeAdapter(RunSpec)
 
 
 class Collector:
@@ -60,15 +69,21 @@ class Collector:
         self.found = handoff.collected(session)
 
     def is_home(self, unit: str) -> bool:
-        """Whether the unit's files are here, verified, and made for the spec that is planned now."""
-        return unit in self.found and self.found[unit].complete and self._is_of(unit, self.found[unit].folder)
+        """Whether files of any of the unit's starts are here, verified, and made for the spec that is planned now."""
+        home = self.found.get(unit)
+        return home is not None and home.complete and self._spec(unit, home.folder) is not None
 
-    def _is_of(self, unit: str, folder: str) -> bool:
+    def has(self, record: UnitRecord) -> bool:
+        """The same of the very start that `record` is of."""
+        return self.is_home(record.unit) and handoff.is_from(self.found[record.unit], record)
+
+    def _spec(self, unit: str, folder: str) -> RunSpec | None:
+        """What the files were made for; None when that is not what is planned now."""
         try:
-            spec = read_spec(self.session.root / folder / "run_spec.json")
-        except (OSError, ValueError, KeyError):
-            return False
-        return unit in self._specs and handoff.same_run(spec, self._specs[unit])
+            spec = _SPEC.validate_json((self.session.root / folder / "run_spec.json").read_bytes())
+            return spec if unit in self._specs and handoff.same_run(spec, self._specs[unit]) else None
+        except (OSError, ValueError, RecursionError):
+            return None
 
     def note(self, unit: str, home: Collected) -> Collected:
         """Keep what is known of a unit's files, in memory and on disk."""
@@ -94,19 +109,25 @@ class Collector:
         except reach.Unreachable as error:
             cause = f"while its files were fetched: {error.cause}"
             home = Collected(folder="", complete=False, cause=cause, reason=Reason.UNREACHABLE)
-        except (tarfile.TarError, ValueError, EOFError, zlib.error) as error:
-            cause = answers.one_line(f"the archive it sent cannot be used: {error}")
-            reason = Reason.NO_SPACE if "No space left" in cause else Reason.CORRUPT_FILES
-            home = Collected(folder="", complete=False, cause=cause, reason=reason)
-        except OSError as error:
-            # Not the host's fault, and no reason to stop asking the others.
-            cause = f"on this machine: {error.strerror or error}: free some space in {self.session.collect}"
-            home = Collected(folder="", complete=False, cause=cause, reason=Reason.NO_SPACE)
+        except Exception as error:  # noqa: BLE001 - whatever a host's files provoke, it ends no other unit
+            home = self._not_taken(error)
         with suppress(OSError):
             # What is here stays known, whatever became of a further attempt.
             if home.complete or not self.is_home(unit):
                 self.note(unit, home)
         return home
+
+    def _not_taken(self, error: Exception) -> Collected:
+        """Why files could not be taken: what is the matter with this machine, or with what its host sent."""
+        if _is_ours(error):
+            # Not the host's fault, and no reason to stop asking the others.
+            cause = (
+                f"on this machine: {getattr(error, 'strerror', '') or error}: free some space in {self.session.collect}"
+            )
+            return Collected(folder="", complete=False, cause=cause, reason=Reason.NO_SPACE)
+        cause = answers.one_line(f"the archive it sent cannot be used: {str(error) or type(error).__name__}")
+        reason = Reason.NO_SPACE if "No space left" in cause else Reason.CORRUPT_FILES
+        return Collected(folder="", complete=False, cause=cause, reason=reason)
 
     def missing(self, unit: str, cause: str, reason: Reason = Reason.NONE) -> None:
         """Keep why a unit's files are not here, unless they are."""
@@ -141,26 +162,33 @@ class Collector:
             elif target.is_dir():
                 if cause and self.is_home(unit):
                     # An attempt that failed never takes the place of one that did not.
-                    fresh.replace(self._earlier(unit, fresh))
+                    if not self._is_kept(unit, fresh):
+                        fresh.replace(self._earlier(unit, fresh))
                     archive.unlink()
                     return self.found[unit]
                 target.replace(self._earlier(unit, target))
             fresh.replace(target)
             archive.unlink()
-        except (tarfile.TarError, ValueError, EOFError, zlib.error):
-            archive.unlink(missing_ok=True)
+        except Exception as error:
+            if not _is_ours(error):
+                archive.unlink(missing_ok=True)
             raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         if cause:
             reason = Reason.CORRUPT_FILES if record.state is UnitState.DONE else record.reason
             return Collected(folder=folder, complete=False, cause=cause, reason=reason)
-        if not self._is_of(unit, folder):
+        if (spec := self._spec(unit, folder)) is None:
             other = "it ran by another spec than was planned: fleet run"
             return Collected(folder=folder, complete=False, cause=other, reason=Reason.LOCK_CHANGED)
         invalid = _invalid(target)
         reason = Reason.INVALID_RESULT if invalid else Reason.NONE
-        return Collected(folder=folder, complete=True, cause=invalid, reason=reason)
+        return Collected(folder=folder, complete=True, cause=invalid, reason=reason, attempt=max(1, spec.attempt))
+
+    def _is_kept(self, unit: str, folder: Path) -> bool:
+        """Whether the same files lie in collect/.earlier/ already, as those of a host that is asked again."""
+        kept = (self.session.collect / ".earlier").glob(f"{glob.escape(unit)}.*")
+        return any(_digests(other) == _digests(folder) for other in kept)
 
     def _earlier(self, unit: str, folder: Path) -> Path:
         """A free place for files of `unit` that make room: collect/.earlier/<unit>.<sha256 of its spec, 12>.<number>."""
@@ -172,6 +200,10 @@ class Collector:
         while (place := parent / f"{unit}.{digest}.{number}").exists():
             number += 1
         return place
+
+
+def _is_ours(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in OURS
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -212,7 +244,7 @@ def collect(session: Session, watch: Watch, subset: Subset = EVERYTHING) -> dict
     wanted: dict[str, list[UnitRecord]] = {}
     for spec in handoff.plan(session).units:
         record = known.get(spec.unit)
-        if collector.is_home(spec.unit) and not (record is not None and _may_be_there(record)):
+        if collector.is_home(spec.unit) if record is None else collector.has(record) and not _may_be_there(record):
             continue
         if cause := subset.left_out(spec.host):
             if spec.unit not in collector.found:
@@ -248,6 +280,7 @@ def _may_be_there(record: UnitRecord) -> bool:
 
 def _from_host(collector: Collector, host: Host, work_dir: str, records: list[UnitRecord], watch: Watch) -> None:
     left = [record.unit for record in records]
+    verified = 0
     try:
         connection = reach.connect(host)
         try:
@@ -256,6 +289,7 @@ def _from_host(collector: Collector, host: Host, work_dir: str, records: list[Un
                 # What becomes of it is kept from here on, also when the host then falls silent.
                 left.remove(record.unit)
                 _fetch(collector, connection, work_dir, record)
+                verified += collector.has(record)
         finally:
             connection.close()
     except reach.Unreachable as error:
@@ -264,7 +298,6 @@ def _from_host(collector: Collector, host: Host, work_dir: str, records: list[Un
         if len(left) == len(records):
             watch.host(host.name, error.cause, ended=True)
             return
-    verified = sum(collector.found[record.unit].complete for record in records)
     watch.host(host.name, f"{verified} of {len(records)} units verified", ended=True)
 
 
@@ -273,7 +306,7 @@ def _fetch(collector: Collector, connection: reach.Connection, work_dir: str, re
     if not record.state.ended:
         wait = f"fleet bench --session {collector.session.id}"
         collector.missing(record.unit, f"still {record.state} there, as far as is known: {wait}", record.reason)
-    elif not collector.is_home(record.unit):
+    elif not collector.has(record):
         home = collector.bring(connection, work_dir, record)
         if home.reason is Reason.UNREACHABLE:
             # One transfer may break off; a host that says nothing at all is not asked for each unit that is left.
@@ -298,6 +331,7 @@ def _asked_anew(
         if record.unit in asked and record.unit in word.statuses:
             # What this side called an end was none of the host's.
             updated = answers.update(replace(record, state=UnitState.UNREACHABLE), word)
+            updated = retries.settled(updated) if updated.state.ended else updated
             if updated != record:
                 session.write(session.run / "units" / f"{record.unit}.json", updated)
         found.append(updated)
@@ -316,10 +350,14 @@ def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:
         for number, member in enumerate(opened, start=1):
             parts = PurePosixPath(member.name).parts
             total += member.size
+            if member.size < 0:
+                raise ValueError(f"{member.name!r} has {member.size} bytes")
             if number > MEMBER_LIMIT or total > BYTE_LIMIT:
                 raise ValueError(f"more than {MEMBER_LIMIT} files or {BYTE_LIMIT >> 30} GiB")
             if not (member.isfile() or member.isdir()):
                 raise ValueError(f"{member.name!r} is neither file nor folder")
+            if len(parts) > DEPTH_LIMIT:
+                raise ValueError(f"a file in more than {DEPTH_LIMIT} folders")
             if not parts or parts[0] not in allowed or ".." in parts or not member.name.isprintable():
                 raise ValueError(f"{member.name!r} was not asked for")
             opened.extract(member, target, filter="data", set_attrs=False)
@@ -327,6 +365,8 @@ def unpack(archive: Path, target: Path, units: Iterable[str]) -> None:
 
 def verify(folder: Path) -> str:
     """Hold a unit's folder to its manifest; empty when every file matches, else the first difference."""
+    if long := [path for name in READ_WHOLE if (path := folder / name).is_file() and _size(path) > MAX_FILE_BYTES]:
+        return f"{long[0].name} has {_size(long[0])} bytes, more than {MAX_FILE_BYTES}"
     try:
         manifest = TypeAdapter(RunManifest).validate_json((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
@@ -338,9 +378,13 @@ def verify(folder: Path) -> str:
     if "run_spec.json" not in manifest.files or manifest.files["run_spec.json"].sha256 != manifest.spec_sha256:
         return "run_spec.json is not the one the manifest was written for"
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    if unlisted := sorted(name for name in here - set(manifest.files) if not _is_supervisors(name)):
-        return f"{unlisted[0]} is not in the manifest"
-    return next(filter(None, (_difference(folder, name, entry) for name, entry in manifest.files.items())), "")
+    unlisted = (name for name in sorted(here - set(manifest.files)) if not _is_supervisors(name))
+    found = (_difference(folder, name, entry) for name, entry in manifest.files.items())
+    return next(chain((f"{name} is not in the manifest" for name in unlisted), filter(None, found)), "")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _is_supervisors(name: str) -> bool:
@@ -355,8 +399,8 @@ def _difference(folder: Path, name: str, entry: FileEntry) -> str:
     file = folder / name
     if not file.is_file():
         return f"{name} is in the manifest and not among the files"
-    if file.stat().st_size != entry.size:
-        return f"{name}: {file.stat().st_size} bytes, the manifest says {entry.size}"
+    if _size(file) != entry.size:
+        return f"{name}: {_size(file)} bytes, the manifest says {entry.size}"
     return "" if _sha256(file) == entry.sha256 else f"{name}: its sha256 is not the manifest's"
 
 

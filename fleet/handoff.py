@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """An earlier start of a unit, and how it ended."""
+    """Another start of a unit, and how it ended."""
 
     state: UnitState
     reason: Reason
@@ -81,9 +81,18 @@ class UnitRecord:
     reason: Reason = Reason.NONE
     attempts: tuple[Attempt, ...] = ()
     """Starts before this one, the oldest first."""
+    later: tuple[Attempt, ...] = ()
+    """Starts after this one, which came to nothing: this one stands."""
+    best: "UnitRecord | None" = None
+    """An earlier start that was measured and is home, while it is tried again: it stands if nothing comes of that."""
     labels: tuple[str, ...] = ()
     """What a reader must know of the unit whatever becomes of it: `demo model`, `random weights`."""
     schema: int = 1
+
+    @property
+    def attempt(self) -> int:
+        """Which start it is of, as RunSpec counts them."""
+        return 1 + len(self.attempts)
 
     @property
     def remark(self) -> str:
@@ -120,6 +129,8 @@ class Collected:
     """True when the manifest and every file it names are here and match."""
     cause: str = ""
     reason: Reason = Reason.NONE
+    attempt: int = 0
+    """Which start made the files, where they are complete; 0 where an older fleet did not say: then it is the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +245,8 @@ def difference(old: RunSpec, new: RunSpec) -> str:
     found = []
     for name in sorted(set(old.lock) | set(new.lock)):
         before, after = old.lock.get(name, ""), new.lock.get(name, "")
-        # Weights are known once they lie on the host; from then on they must not change.
-        if before != after and not (name == "weights" and not (before and after)):
+        # Weights are known once they lie on the host, Python to newer sessions; from then on they must not change.
+        if before != after and not (name in {"weights", "python"} and not (before and after)):
             found.append(_told(name.removeprefix("wheel:"), before, after))
     one, other = asdict(old), asdict(new)
     found += [
@@ -258,6 +269,11 @@ def same_run(one: RunSpec, other: RunSpec) -> bool:
     return not difference(one, other)
 
 
+def is_from(home: Collected | None, record: UnitRecord) -> bool:
+    """Whether verified files of the very start that `record` is of are here; those of an earlier one say nothing of it."""
+    return home is not None and home.complete and home.attempt in {0, record.attempt}
+
+
 def why_again(old: RunSpec, new: RunSpec, record: UnitRecord, home: Collected | None) -> str:
     """Why a unit is not finished with: what it was made with, how it ended, or that its files are not here.
 
@@ -269,7 +285,9 @@ def why_again(old: RunSpec, new: RunSpec, record: UnitRecord, home: Collected | 
         return f"{record.state}: {record.cause}" if record.cause else str(record.state)
     if home is None:
         return "its files are not home"
-    return "" if home.complete else f"its files are not home: {home.cause}"
+    if not home.complete:
+        return f"its files are not home: {home.cause}"
+    return "" if is_from(home, record) else f"its files are not home: those of start {home.attempt} are"
 
 
 def readiness(session: Session) -> tuple[Readiness, ...]:
@@ -339,14 +357,13 @@ def facts_of(session: Session, instance: str) -> Path:
 
 
 def missing(planned: Iterable[RunSpec], known: Mapping[str, UnitRecord], home: Mapping[str, Collected]) -> list[str]:
-    """Units without which a session is not finished: those that are not done, or not verified at home."""
+    """Units without which a session is not finished: those that are not done, or not verified at home as they were done."""
     return [
         spec.unit
         for spec in planned
         if spec.unit not in known
         or known[spec.unit].state is not UnitState.DONE
-        or spec.unit not in home
-        or not home[spec.unit].complete
+        or not is_from(home.get(spec.unit), known[spec.unit])
     ]
 
 

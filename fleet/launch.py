@@ -131,10 +131,12 @@ class Launcher:
         return False
 
     def _record(self, spec: RunSpec) -> UnitRecord:
-        """A unit that is about to start; its earlier attempts stay on record."""
+        """A unit that is about to start; its earlier attempts stay on record, and what one of them measured."""
         path = self.folder / "units" / f"{spec.unit}.json"
-        attempts = self.session.read(path, UnitRecord).attempts if path.is_file() else ()
-        return replace(handoff.pending(spec), attempts=attempts)
+        if not path.is_file():
+            return handoff.pending(spec)
+        earlier = self.session.read(path, UnitRecord)
+        return replace(handoff.pending(spec), attempts=earlier.attempts, best=earlier.best)
 
     def _path(self, record: UnitRecord | HostRecord) -> Path:
         if isinstance(record, UnitRecord):

@@ -10,6 +10,7 @@ from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
 from fleet.session import Session
 from fleet.subset import Subset
+from fleet.terms import HostState
 
 ASK_S = 10.0
 """Seconds that a host has for its answer."""
@@ -23,13 +24,15 @@ class Meanwhile:
     cause: str = ""
     """Why there is no answer; empty when there is one."""
     units: tuple[UnitRecord, ...] = ()
-    """Its unfinished units as they stand now."""
+    """Its unfinished units as they stand now; where there is no answer, as they were last seen."""
     ended: int = 0
     """Units that ended since."""
 
     @property
     def busy(self) -> bool:
-        """Whether units run there, or wait for their turn."""
+        """Whether units run there, or wait for their turn; where there is no answer, whether they may."""
+        if self.cause:
+            return any(_may_run(unit) for unit in self.units)
         return any(unit.state in {UnitState.RUNNING, UnitState.QUEUED} for unit in self.units)
 
     def __str__(self) -> str:
@@ -47,6 +50,11 @@ class Meanwhile:
 
 def _units(count: int) -> str:
     return "unit" if count == 1 else "units"
+
+
+def _may_run(record: UnitRecord) -> bool:
+    last_seen = record.status is not None and not record.status.state.ended
+    return last_seen or record.state in {UnitState.RUNNING, UnitState.QUEUED, UnitState.UNREACHABLE}
 
 
 def ask(session: Session, subset: Subset) -> list[Meanwhile]:
@@ -69,8 +77,12 @@ def ask(session: Session, subset: Subset) -> list[Meanwhile]:
 
 
 def busy(session: Session, subset: Subset) -> set[str]:
-    """Hosts where units of this session run, or wait for their turn: nothing is to be changed under them."""
-    return {item.host for item in ask(session, subset) if item.busy}
+    """Hosts where units of this session run, or wait for their turn: nothing is to be changed under them.
+
+    Among them those that answered the probe, and then not how their units stand: no answer is not "nothing runs".
+    """
+    there = {item.host for item in files.reachability(session) if item.state is HostState.READY}
+    return {item.host for item in ask(session, subset) if item.busy and (item.host in there or not item.cause)}
 
 
 def _ask(host: Host, folder: str, records: list[UnitRecord]) -> Meanwhile:
@@ -81,10 +93,10 @@ def _ask(host: Host, folder: str, records: list[UnitRecord]) -> Meanwhile:
         finally:
             connection.close()
     except reach.Unreachable as error:
-        return Meanwhile(host=host.name, cause=error.cause)
+        return Meanwhile(host=host.name, cause=error.cause, units=tuple(records))
     word = answers.parse(text)
     if not word.uptime:
-        return Meanwhile(host=host.name, cause="its answer cannot be read")
+        return Meanwhile(host=host.name, cause="its answer cannot be read", units=tuple(records))
     # A unit whose folder is not there was never started.
     now = [
         answers.update(item, word) if item.unit in word.statuses else replace(item, state=UnitState.PENDING)

@@ -46,8 +46,9 @@ class Outing:
 
     @property
     def asked(self) -> Subset:
-        """The hosts that are asked now: without those that are finished with and gone."""
-        return instances.asked(self.session, self.campaign, self.subset)
+        """The hosts that are asked now: without those that are finished with, and those that the campaign's files forgot."""
+        needed = instances.asked(self.session, self.campaign, self.subset)
+        return replace(needed, spared={**files.gone(self.session), **needed.spared})
 
 
 def up(outing: Outing) -> Any:
@@ -68,7 +69,8 @@ def inventory(outing: Outing) -> Any:
         outing.campaign,
         base=outing.base,
         source=outing.source,
-        left_out=outing.asked.left_out,
+        # Which hosts the campaign's files name is only now found out.
+        left_out=instances.asked(outing.session, outing.campaign, outing.subset).left_out,
         instances=launched,
     )
 

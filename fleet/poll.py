@@ -48,8 +48,8 @@ class _Visit:
     """What came of one visit to a host."""
 
     started: list[str]
-    refused: str
-    """Why the host did not take those units; empty when it did."""
+    refused: dict[str, str]
+    """Those of them that the host did not take, and why."""
     text: str
     """Its answer to the question."""
 
@@ -153,8 +153,10 @@ class Poll:
 
     def _end(self, item: Polled) -> None:
         item.over = True
-        for unit in list(item.measured):
-            self._settle(item, self.known[unit], Reason.NONE)
+        for unit in item.specs:
+            # Of one whose host was lost nobody knows yet what will stand.
+            if self.known[unit].best is not None and self.known[unit].state is not UnitState.UNREACHABLE:
+                self._settle(self.known[unit], Reason.NONE)
         self.watch.host(item.host.name, polled.summary(item, self.known), ended=True)
         _close(item)
 
@@ -189,7 +191,7 @@ class Poll:
                 connection = item.connection
                 if cancelling:
                     connection.run(self._harness(item, "cancel", self.token, *cancelling), timeout=START_S)
-                refused = self._start(connection, item, specs) if specs else ""
+                refused = self._start(connection, item, specs) if specs else {}
                 folder = f"{item.work_dir}/runs/{self.token}"
                 text = connection.run(answers.question(folder, asked, supervisor), timeout=ASK_S).out
             except reach.Unreachable:
@@ -215,14 +217,15 @@ class Poll:
         python, harness = f"{item.work_dir}/venv/bin/python", f"{item.work_dir}/harness/current"
         return shlex.join([python, harness, verb, item.work_dir, *arguments])
 
-    def _start(self, connection: reach.Connection, item: Polled, specs: list[RunSpec]) -> str:
-        """Hand the host its units, those it has already among them; empty when it took them, else why not."""
+    def _start(self, connection: reach.Connection, item: Polled, specs: list[RunSpec]) -> dict[str, str]:
+        """Hand the host its units, those it has already among them; which of them it did not take, and why."""
         data = TypeAdapter(Any).dump_python({"session": self.token, "specs": specs}, mode="json")
         answer = connection.run(self._harness(item, "start"), timeout=START_S, stdin=json.dumps(data).encode())
         if answer.rc == 0:
-            return ""
+            return answers.refused(answer.out)
         lines = (answer.err or answer.out).strip().splitlines()
-        return answers.one_line(lines[-1] if lines else f"starting its units ended with {answer.rc}")
+        cause = answers.one_line(lines[-1] if lines else f"starting its units ended with {answer.rc}")
+        return {spec.unit: cause for spec in specs}
 
     def _interval(self, item: Polled) -> float:
         """Seconds until a host is asked again."""
@@ -246,11 +249,11 @@ class Poll:
         item.last_answer, item.answered_at, item.cause, item.lost = time.monotonic(), time.time(), "", None
         self._say(item, HostState.READY)
         item.to_start = [unit for unit in item.to_start if unit not in visit.started]
-        if visit.refused:
-            reason = Reason.NO_SPACE if "No space left" in visit.refused else Reason.OTHER
-            for unit in visit.started:
-                failed = replace(self.known[unit], state=UnitState.FAILED, cause=visit.refused, reason=reason)
-                self._ended(item, failed)
+        for unit in visit.started:
+            if unit in visit.refused:
+                cause = visit.refused[unit]
+                reason = Reason.NO_SPACE if "No space left" in cause else Reason.OTHER
+                self._ended(item, replace(self.known[unit], state=UnitState.FAILED, cause=cause, reason=reason))
         item.supervisor = word.beat.pid if word.beat is not None else 0
         if word.leaving and not item.leaving:
             self._leave(item, word.leaving)
@@ -388,16 +391,16 @@ class Poll:
         if reason is not Reason.NONE and unit not in item.cancelled and not item.leaving:
             wait = self._tally.again(unit, reason)
         if wait is None:
-            self._settle(item, record, reason)
+            self._settle(record, reason)
             return
-        if record.state is UnitState.DONE and reason is Reason.INVALID_RESULT:
-            item.measured[unit] = replace(record, reason=reason)
+        measured = record.state is UnitState.DONE and reason is Reason.INVALID_RESULT
+        best = replace(record, reason=reason, best=None) if measured else record.best
         attempt = Attempt(state=record.state, reason=reason, cause=cause, ended_at=time.time())
         text = f"again{f' in {wait:.0f} s' if wait else ''}: {cause or reason}"
         self._keep(
             replace(
                 record, state=UnitState.PENDING, cause=text, reason=Reason.NONE, status=None,
-                attempts=(*record.attempts, attempt),
+                attempts=(*record.attempts, attempt), best=best,
             )
         )  # fmt: skip
         self.watch.host(item.host.name, f"{unit.removeprefix(item.host.name + '.')}: {text}")
@@ -406,14 +409,9 @@ class Poll:
         item.specs[unit] = replace(item.specs[unit], attempt=item.specs[unit].attempt + 1)
         item.again[unit] = time.monotonic() + wait
 
-    def _settle(self, item: Polled, record: UnitRecord, reason: Reason) -> None:
+    def _settle(self, record: UnitRecord, reason: Reason) -> None:
         """The unit is not started again."""
-        best = item.measured.pop(record.unit, None)
-        settled = replace(record, reason=reason) if record.state is UnitState.DONE else record
-        if best is not None and record.state is not UnitState.DONE:
-            # A further attempt that came to nothing takes nothing away.
-            failed = Attempt(state=record.state, reason=record.reason, cause=record.cause, ended_at=time.time())
-            settled = replace(best, attempts=(*record.attempts, failed))
+        settled = retries.settled(replace(record, reason=reason) if record.state is UnitState.DONE else record)
         if settled != record:
             self.known[record.unit] = settled
             self.note(settled)

@@ -55,8 +55,6 @@ class Polled:
     """The unit whose files are on their way."""
     fetched: dict[str, int] = field(default_factory=dict)
     """How often a unit's files were sent for in vain."""
-    measured: dict[str, UnitRecord] = field(default_factory=dict)
-    """Units that run again although they were done: what they were."""
 
 
 def tell(item: Polled, known: dict[str, UnitRecord], watch: Watch) -> None:

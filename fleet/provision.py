@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet import content, handoff, look, planning, preflight
+from fleet import answers, content, handoff, look, planning, preflight
 from fleet.campaign import BenchmarkEntry, Campaign
-from fleet.errors import PlayError
+from fleet.errors import FleetError, PlayError
 from fleet.handoff import Readiness, ReadinessFile
 from fleet.harness.contract import INSTANCE_TYPE, SystemFacts
 from fleet.inventory import files, ssh_config
@@ -162,21 +162,31 @@ class _Stage:
         if event.kind == "start" and not event.task.startswith("Validating arguments"):
             self._watch.host(event.host, event.task)
         outcome = self._played.get(event.host)
-        if outcome is None or event.kind not in {"ok", "changed"}:
+        if outcome is None:
             return
-        outcome.ok += 1
-        outcome.changed += event.kind == "changed"
-        outcome.results[event.task] = event.result
-        if event.task == PREPARE:
-            _note_weights(outcome, event.result)
-        if event.task == DESCRIBE and self._keeps:
+        if event.kind in {"ok", "changed"}:
+            outcome.ok += 1
+            outcome.changed += event.kind == "changed"
+            outcome.results[event.task] = event.result
+            if event.task == PREPARE:
+                _note_weights(outcome, event.result)
+        # It is skipped where the look at the host has brought a description already.
+        if event.task == DESCRIBE and event.kind in {"ok", "changed", "skipped"} and self._keeps:
             self._outcome(outcome)
 
     def _outcome(self, outcome: HostOutcome) -> None:
         """A host has an outcome: that is final."""
         if (seen := self._played.get(outcome.host)) is not None:
             outcome.results.setdefault(WEIGHTS, {}).update(seen.results.get(WEIGHTS, {}))
-        self._settle(outcome.host, self._readiness(self._reachable[outcome.host], outcome))
+        item = self._reachable[outcome.host]
+        try:
+            found = self._readiness(item, outcome)
+        except (OSError, FleetError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a host's words provoke, it ends no other host
+            cause = answers.one_line(f"its answers cannot be used: {type(error).__name__}: {error}")
+            found = self._readiness(item, HostOutcome(host=outcome.host, state=HostState.FAILED, cause=cause))
+        self._settle(outcome.host, found)
 
     def _readiness(self, item: Reachability, outcome: HostOutcome | None) -> Readiness:
         host = self._hosts[item.host]
@@ -283,7 +293,7 @@ def _note_weights(outcome: HostOutcome, result: dict[str, Any]) -> None:
         told, command = json.loads(result["stdout"]), result["cmd"]
         name = str(command[command.index("prepare") + 2])
         outcome.results.setdefault(WEIGHTS, {})[name] = str(told["weights_sha256"])
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError):
         return
 
 
@@ -354,7 +364,7 @@ def _batches(campaign: Campaign, told: dict[str, Any]) -> dict[str, int]:
     memory, gpus = told.get("memory_bytes"), told.get("gpus")
     if not isinstance(memory, int) or not isinstance(gpus, list):
         return {}
-    sizes = [int(gpu["memory_bytes"]) for gpu in gpus if isinstance(gpu, dict) and "memory_bytes" in gpu]
+    sizes = [gpu["memory_bytes"] for gpu in gpus if isinstance(gpu, dict) and isinstance(gpu.get("memory_bytes"), int)]
     found = {}
     for entry in campaign.benchmarks:
         rule = rules.load_benchmark(entry.name)
@@ -392,5 +402,5 @@ def _keep_facts(session: Session, found: Readiness, text: str, digests: dict[str
 def _measured(facts: SystemFacts) -> dict[str, str]:
     """What of a host's facts must not change under a number."""
     found = {f"wheel:{name}": version for name, version in facts.software.items() if name != "python"}
-    found |= {"driver": facts.driver_version, "cuda": facts.cuda_version}
+    found |= {"python": facts.software.get("python", ""), "driver": facts.driver_version, "cuda": facts.cuda_version}
     return {name: value for name, value in found.items() if value}

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from fleet import handoff
+from fleet import handoff, retries
 from fleet.handoff import Attempt, Collected, Readiness, UnitRecord
 from fleet.harness.contract import Reason, RunSpec, UnitState
 from fleet.terms import HostState
@@ -39,8 +39,10 @@ def decide(old: RunSpec | None, new: RunSpec, record: UnitRecord | None, home: C
     same = replace(old, work_dir=new.work_dir, attempt=number)
     if not why:
         return Decision(spec=same, record=record, keep=True)
-    pending = replace(handoff.pending(new), attempts=record.attempts, status=record.status)
     other = handoff.difference(old, new)
+    # What was measured as something else does not stand for this.
+    best = None if other else record.best
+    pending = replace(handoff.pending(new), attempts=record.attempts, status=record.status, best=best)
     if gone := _gone(old, new):
         if record.status is None or record.status.started_at is None:
             # It was not begun there.
@@ -48,15 +50,16 @@ def decide(old: RunSpec | None, new: RunSpec, record: UnitRecord | None, home: C
         why = other or (f"{gone}: {why}" if record.state.ended else f"{gone}, where it was last seen {record.state}")
         other = other or gone
     same = replace(same, instance=new.instance, market=new.market)
-    if not other and (record.state in _GOES_ON or (record.state is UnitState.DONE and not _is_corrupt(home))):
+    there = record.state is UnitState.DONE and not (_is_corrupt(home) or record.later)
+    if not other and (record.state in _GOES_ON or there):
         return Decision(spec=same, record=pending, keep=False)
     if record.status is None:
         # It never was on the host.
         return Decision(spec=replace(new, attempt=number), record=pending, keep=False)
     reason = Reason.LOCK_CHANGED if other and other != gone else record.reason
     ended = Attempt(state=record.state, reason=reason, cause=why, ended_at=time.time())
-    pending = replace(pending, attempts=(*record.attempts, ended), status=None)
-    return Decision(spec=replace(new, attempt=number + 1), record=pending, keep=False, again=why)
+    pending = replace(pending, attempts=(*record.attempts, ended, *record.later), status=None)
+    return Decision(spec=replace(new, attempt=number + 1 + len(record.later)), record=pending, keep=False, again=why)
 
 
 def _gone(old: RunSpec, new: RunSpec) -> str:
@@ -74,7 +77,7 @@ def not_started(record: UnitRecord, ready: Readiness | None, cause: str = "") ->
     `cause` says what stands in the way of this unit alone.
     """
     if record.state not in _GOES_ON:
-        return record
+        return retries.settled(record)
     if ready is None:
         return replace(record, state=UnitState.NOT_READY, cause="never provisioned: fleet provision")
     if ready.state is HostState.LEFT_OUT:
@@ -90,7 +93,9 @@ def not_started(record: UnitRecord, ready: Readiness | None, cause: str = "") ->
 
 def left_out(record: UnitRecord, cause: str) -> UnitRecord:
     """The record of a unit that nobody asks for this time: an end stays, anything else is said."""
-    if record.state not in _GOES_ON or record.state in {UnitState.UNREACHABLE, UnitState.NOT_READY}:
+    if record.state not in _GOES_ON:
+        return retries.settled(record)
+    if record.state in {UnitState.UNREACHABLE, UnitState.NOT_READY}:
         return record
     seen = f"; last seen {record.state}" if record.state in {UnitState.QUEUED, UnitState.RUNNING} else ""
     return replace(record, state=UnitState.LEFT_OUT, cause=cause + seen)

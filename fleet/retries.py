@@ -1,10 +1,13 @@
 """What is tried again, how often, and after what: one policy per reason, which the campaign may override."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from fleet.campaign import Campaign, RetryPolicy
-from fleet.terms import Reason
+from fleet.handoff import Attempt, UnitRecord
+from fleet.terms import Reason, UnitState
 
 DEFAULTS: dict[Reason, RetryPolicy] = {
     Reason.UNREACHABLE: RetryPolicy(times=2, after_s=15),
@@ -23,6 +26,15 @@ A host that was lost is asked again every `after_s` seconds as long as others wo
 def policy(campaign: Campaign, reason: Reason) -> RetryPolicy:
     """The campaign's policy for `reason`, else fleet's own, else none."""
     return campaign.run.retry.get(reason) or DEFAULTS.get(reason) or RetryPolicy(times=0, after_s=0)
+
+
+def settled(record: UnitRecord) -> UnitRecord:
+    """What stands of a unit that has ended and is not started again: what was measured, whatever came of a later start."""
+    best = record.best
+    if best is None or record.state is UnitState.DONE:
+        return replace(record, best=None)
+    failed = Attempt(state=record.state, reason=record.reason, cause=record.cause, ended_at=time.time())
+    return replace(best, later=(*record.attempts[len(best.attempts) + 1 :], failed))
 
 
 class Tally:

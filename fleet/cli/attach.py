@@ -27,6 +27,6 @@ def command(
     quick = handoff.was_quick(session)
     with options.outing(session, file, quiet=as_json, quick=quick, limit=limit, exclude=exclude) as outing:
         outing.watch.stage("attach", "asking what happened meanwhile")
-        for item in meanwhile.ask(session, outing.subset):
+        for item in meanwhile.ask(session, outing.asked):
             output.say(f"{item.host}: {item}")
         return bench.go(outing, pipeline.GOING_ON, as_json=as_json)

@@ -48,7 +48,7 @@ def command(session_id: str | None, base: Path, as_json: bool) -> ExitCode:
             [
                 item.unit + item.remark,
                 str(item.state),
-                str(1 + len(item.attempts)),
+                str(1 + len(item.attempts) + len(item.later)),
                 _progress(session, item),
                 item.cause,
             ]

@@ -84,6 +84,11 @@ def _born(pid: int) -> str:
     return fields[19] if fields and fields[0] not in "ZX" else ""
 
 
+def lives(pid: int) -> bool:
+    """Whether there is such a process; a zombie is none."""
+    return bool(_born(pid))
+
+
 def _pids() -> Iterator[int]:
     with os.scandir(_PROC) as entries:
         yield from (int(found.name) for found in entries if found.name.isdecimal())

@@ -16,10 +16,14 @@ from pathlib import Path
 from types import FrameType
 
 from fleet.harness import accelerator_locks, power, processes, reasons, space, spot, sweep, unit_queue
-from fleet.harness.contract import Reason, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec, write_json
+from fleet.harness.contract import Reason, RunSpec, SupervisorBeat, UnitState, UnitStatus, read_spec
 from fleet.harness.unit_queue import locked, read_order, read_status
 
 BEAT_SECONDS = 1.0
+WAIT_BEATS = 2
+"""So many beats are between two looks at whether the host is free: another's unit is measuring meanwhile."""
+FRESH_BEATS = 5
+"""Who has not beaten for so long does not beat any more."""
 REPEAT = 75
 """Exit status with which a unit asks to be started once more; fleet.harness.run gives it."""
 STOPPED = "the supervisor was stopped"
@@ -59,6 +63,7 @@ class Supervisor:
         self._lock_path = work / "supervisor.lock"
         self._stopping = False
         self._beaten = 0.0
+        self._began = 0.0
         self._waiting = _Waiting()
         self._guard: subprocess.Popen[bytes] | None = None
         self._spot = spot.Watcher()
@@ -107,7 +112,7 @@ class Supervisor:
             return
         self._beaten = time.monotonic()
         with suppress(OSError):
-            write_json(self._session / "supervisor.json", self._pulse())
+            space.write_over_or_new(self._session / "supervisor.json", self._pulse())
 
     def _pulse(self) -> SupervisorBeat:
         return SupervisorBeat(
@@ -129,13 +134,24 @@ class Supervisor:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self._beat()
-                # What a killed supervisor left may hold the lock with nobody to watch it.
-                processes.end_orphans()
-                time.sleep(BEAT_SECONDS / 2)
+                if not self._another_beats():
+                    self._beat()
+                if not processes.lives(_read_owner(lock)):
+                    # What a killed supervisor left may hold the lock with nobody to watch it.
+                    processes.end_orphans()
+                time.sleep(BEAT_SECONDS * WAIT_BEATS)
             else:
                 return True
         return False
+
+    def _another_beats(self) -> bool:
+        """Whether another supervisor of this session does: what it says, say that the host goes away, must stand."""
+        try:
+            beat = SupervisorBeat(**json.loads((self._session / "supervisor.json").read_text(encoding="utf-8")))
+            fresh = processes.uptime() - (beat.beat_uptime or 0.0) < BEAT_SECONDS * FRESH_BEATS
+        except (OSError, ValueError, TypeError):
+            return False
+        return fresh and beat.boot_id == processes.boot_id() and beat.pid != os.getpid() and processes.lives(beat.pid)
 
     def _first(self) -> Path | None:
         """The first queued unit."""
@@ -212,6 +228,8 @@ class Supervisor:
         spec = read_spec(folder / "run_spec.json")
         conditions = power.Conditions(spec.conditions)
         conditions.start()
+        # Of the unit, however many processes it takes: its deadline is one.
+        self._began = time.monotonic()
         try:
             how = self._attempt(folder, spec, keep, conditions)
             if how is ITSELF:
@@ -253,11 +271,10 @@ class Supervisor:
     ) -> End:
         """ITSELF when the unit ended by itself, else why it must end."""
         _write_owner(lock, process.pid, folder)
-        began = time.monotonic()
         status = read_status(folder) or UnitStatus(unit=spec.unit, state=UnitState.RUNNING, started_at=time.time())
         while process.poll() is None:
             self._beat()
-            spent = time.monotonic() - began
+            spent = time.monotonic() - self._began
             with suppress(OSError):
                 done, left = _progress(folder)
                 status = replace(
@@ -299,6 +316,15 @@ def _write_owner(lock: int, unit: int, folder: Path) -> None:
     with suppress(OSError):
         os.ftruncate(lock, 0)
         os.write(lock, json.dumps(owner).encode())
+
+
+def _read_owner(lock: int) -> int:
+    """The pid of the supervisor that holds the lock, as far as it has said so since the boot; else 0."""
+    try:
+        told = json.loads(os.pread(lock, 4096, 0))
+        return int(told["supervisor"]) if told["boot_id"] == processes.boot_id() else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _verdict(process: "subprocess.Popen[bytes]", folder: Path, *, out_of_memory: bool) -> End:

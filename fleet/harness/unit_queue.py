@@ -28,30 +28,50 @@ END_SECONDS = 12.0
 ASK_SECONDS = 0.1
 
 
-def start(work: Path, queue: dict[str, Any]) -> dict[str, list[str]]:
+def start(work: Path, queue: dict[str, Any]) -> dict[str, Any]:
     """Take `queue` = {"session": …, "specs": […]} and see that a supervisor works on it.
 
     A unit that is done, queued or running by the same spec is left alone, and any other, ended first if it still
-    runs, starts over in a fresh folder. Returns unit names under `queued`, `kept` and `running`.
+    runs, starts over in a fresh folder. Returns unit names under `queued`, `kept` and `running`, and under `refused`
+    those for which the disk had no room, each with the cause: the others do not suffer for it.
     """
     session = work / "runs" / str(queue["session"])
     session.mkdir(parents=True, exist_ok=True)
     processes.end_orphans()
-    answer: dict[str, list[str]] = {"queued": [], "kept": [], "running": []}
+    answer: dict[str, Any] = {"queued": [], "kept": [], "running": [], "refused": {}}
     with locked(session / "queue.lock"):
         space.reserve(session)
         (session / "cancel").unlink(missing_ok=True)
         settle(work, session)
-        order = read_order(session)
-        for data in queue["specs"]:
-            unit = str(data["unit"])
-            answer[_take(session, unit, data)].append(unit)
-            order = [name for name in order if name != unit] + [unit]
-        write_json(session / "queue.json", order)
+        specs = {str(data["unit"]): data for data in queue["specs"]}
+        answer["refused"] = _put_in_order(session, list(specs))
+        for unit, data in specs.items():
+            if unit in answer["refused"]:
+                continue
+            try:
+                answer[_take(session, unit, data)].append(unit)
+            except OSError as error:
+                answer["refused"][unit] = str(error)
     if answer["queued"] or answer["running"]:
         # Always a further supervisor: it waits for the lock, and finds nothing to do if the one before saw everything.
         detach.supervisor(work, session)
     return answer
+
+
+def _put_in_order(session: Path, units: list[str]) -> dict[str, str]:
+    """Move `units` to the end of the queue; those that cannot get into it, with the cause.
+
+    A name without a unit behind it is passed over; a queued unit without its name would never run.
+    """
+    before = read_order(session)
+    order = [name for name in before if name not in units] + units
+    if order == before:
+        return {}
+    try:
+        space.write(session / "queue.json", order, session)
+    except OSError as error:
+        return {unit: str(error) for unit in units if unit not in before}
+    return {}
 
 
 def settle(work: Path, session: Path, *, alone: bool = False) -> None:

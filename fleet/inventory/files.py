@@ -98,6 +98,12 @@ def hosts(session: Session) -> tuple[Host, ...]:
     return session.read(session.inventory / "hosts.json", tuple[Host, ...])
 
 
+def gone(session: Session) -> dict[str, str]:
+    """Hosts of the session that the campaign's files do not name any more, with the cause."""
+    known = hosts(session) if (session.inventory / "hosts.json").is_file() else ()
+    return {host.name: host.gone for host in known if host.gone}
+
+
 def reachability(session: Session) -> tuple[Reachability, ...]:
     """What the last probe said, one per host."""
     return session.read(session.inventory / "reachability.json", tuple[Reachability, ...])
@@ -114,16 +120,19 @@ def make(
 ) -> tuple[Reachability, ...]:
     """The inventory stage: expand the campaign's hosts, probe each, write the files; one outcome per host.
 
-    `instances` are the hosts that EC2 knows, with those that are not there. Hosts for which `left_out` has a cause, and
-    those that are finished, are not probed: what an earlier probe said of them stays in the files.
+    `instances` are the hosts that EC2 knows, with those that are not there. A host that an earlier inventory of the
+    session had stays, whether or not the campaign's files still name it. Hosts for which `left_out` has a cause, and
+    those that are gone or finished, are not probed: what an earlier probe said of them stays in the files.
     """
-    listed = (*static.hosts(campaign, base=base, source=source), *instances)
+    named = (*static.hosts(campaign, base=base, source=source), *instances)
+    before = hosts(session) if (session.inventory / "hosts.json").is_file() else ()
+    listed = (*named, *static.gone(before, named, campaign, source=source))
     known = (session.inventory / "reachability.json").is_file()
     earlier = {item.host: item for item in reachability(session)} if known else {}
     out = {
         host.name: Reachability(host=host.name, kind=host.kind, state=HostState.LEFT_OUT, cause=cause)
         for host in listed
-        if (cause := left_out(host.name) or host.finished)
+        if (cause := host.gone or left_out(host.name) or host.finished)
     }
     found = {item.host: item for item in reach.probe_all(host for host in listed if host.name not in out)} | out
     write(session, listed, [{**found, **_kept(earlier, out)}[host.name] for host in listed], campaign)

@@ -27,6 +27,8 @@ class Host:
     usd_per_hour: float | None = None
     instance: "Instance | None" = None
     """What EC2 says of it, for hosts that fleet launched or found there."""
+    gone: str = ""
+    """Why it is left out from now on: the campaign's files do not name it any more; empty while they do."""
 
     @property
     def launched(self) -> bool:

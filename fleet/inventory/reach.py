@@ -13,6 +13,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -146,6 +147,21 @@ def _impostor(host: Host, key: paramiko.PKey) -> Unreachable:
     )
 
 
+class _Awaited(threading.Event):
+    """A host's answer to a request. paramiko would wait for that of a frozen host for ever: its kernel still acknowledges."""
+
+    def __init__(self, patience: float) -> None:
+        super().__init__()
+        self._patience = patience
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for it. Raises TimeoutError when nobody said how long, and it does not come."""
+        came = super().wait(self._patience if timeout is None else timeout)
+        if not came and timeout is None:
+            raise TimeoutError
+        return came
+
+
 class SshConnection:
     """One paramiko session with keepalives; its host key was checked against the user's known_hosts."""
 
@@ -197,6 +213,8 @@ class SshConnection:
             raise Unreachable(HostState.UNREACHABLE, "the connection is closed")
         channel = transport.open_session(timeout=timeout)
         channel.settimeout(timeout)
+        # Which is for data alone.
+        channel.event = _Awaited(timeout)
         return channel
 
     @contextlib.contextmanager

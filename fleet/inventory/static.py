@@ -1,7 +1,8 @@
 """Hosts of a campaign: names, ranges, files and ssh aliases become one ordered list without doubles."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fleet.campaign import HOST_NAME, HOST_NAME_LIMIT, Campaign, HostEntry, expand
@@ -53,6 +54,24 @@ def _names(entry: HostEntry, *, base: Path, source: str) -> Iterator[str]:
                 hint=f"edit {source} or {ssh_config.config_file()}",
             )
         yield from aliases
+
+
+def gone(earlier: Iterable[Host], listed: Iterable[Host], campaign: Campaign, *, source: str) -> list[Host]:
+    """The hosts of an earlier inventory that no file names any more, as they were; instances are not among them."""
+    names = {host.name for host in listed}
+    return [
+        replace(host, gone=f"not in {_place(host, campaign, source)} any more")
+        for host in earlier
+        if host.instance is None and host.name not in names
+    ]
+
+
+def _place(host: Host, campaign: Campaign, source: str) -> str:
+    """The file that named a host."""
+    given = entry(host, campaign)
+    if given is not None and given.ssh_config:
+        return str(ssh_config.config_file())
+    return (given.file if given is not None else None) or source
 
 
 def entry(host: Host, campaign: Campaign) -> HostEntry | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from fleet.results.records import SessionResults, System, UnitResult, earlier
+from fleet.results.records import SessionResults, System, UnitResult, endings
 from fleet.session import Session
 
 NS_PER_MS = 1e6
@@ -96,7 +96,7 @@ def _outcome(unit: UnitResult) -> dict[str, Any]:
         "cause": unit.cause,
         "reason": str(unit.reason),
         "starts": unit.starts,
-        "earlier_causes": "; ".join(earlier(unit.attempts)),
+        "earlier_causes": "; ".join([*endings(unit.attempts), *(f"later: {text}" for text in endings(unit.later))]),
     }
 
 

@@ -8,7 +8,7 @@ sound: there SessionError says which stage to run again.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from fleet import campaign, handoff
+from fleet import campaign, handoff, retries
 from fleet.errors import SessionError
 from fleet.handoff import Plan
 from fleet.harness.contract import RunSpec, SystemFacts
@@ -179,6 +179,7 @@ def _unit(header: Header, spec: RunSpec, files: UnitFiles, ids: Mapping[str, str
         cause=cause,
         reason=_reason(state, files, invalid=summary is not None and summary.valid is False),
         attempts=run.attempts if run else (),
+        later=run.later if run else (),
         warnings=caveats.of_unit(status, spec.conditions),
         summary=summary,
         accuracy=scores,
@@ -339,4 +340,6 @@ def _facts(
 
 def _unit_files(session: Session, plan: Plan) -> dict[str, UnitFiles]:
     known, came = handoff.records(session), handoff.collected(session)
+    # Also where the host was lost during a further start, and nobody knows yet what comes of that.
+    known = {unit: retries.settled(record) if record.state.ended else record for unit, record in known.items()}
     return {spec.unit: home.read(session, spec, known.get(spec.unit), came.get(spec.unit)) for spec in plan.units}

@@ -113,6 +113,8 @@ class UnitResult:
     """The cause for machines; empty when all is well."""
     attempts: tuple[Attempt, ...] = ()
     """Starts before the one that this record is of, the oldest first."""
+    later: tuple[Attempt, ...] = ()
+    """Starts after it, which came to nothing."""
     warnings: tuple[str, ...] = ()
     """What may have touched the number although the run counts: `on battery for 31 s`."""
     price: Price | None = None
@@ -135,15 +137,17 @@ class UnitResult:
     def starts(self) -> int:
         """How often it was started so far."""
         waits = self.state in {UnitState.PENDING, UnitState.NOT_READY, UnitState.LEFT_OUT}
-        return len(self.attempts) + (0 if waits else 1)
+        return len(self.attempts) + len(self.later) + (0 if waits else 1)
 
     @property
     def history(self) -> str:
-        """What its earlier starts came to; empty when there were none."""
-        if not self.attempts:
+        """What its other starts came to; empty when there were none."""
+        if not self.attempts and not self.later:
             return ""
         times = "once" if self.starts == 1 else f"{self.starts} times"
-        return f"started {times}; before: {'; '.join(earlier(self.attempts))}"
+        before = f"before: {'; '.join(endings(self.attempts))}" if self.attempts else ""
+        after = f"later: {'; '.join(endings(self.later))}" if self.later else ""
+        return "; ".join(text for text in (f"started {times}", before, after) if text)
 
     @property
     def measured(self) -> bool:
@@ -239,8 +243,8 @@ class SessionResults:
         )
 
 
-def earlier(attempts: Iterable[Attempt]) -> list[str]:
-    """How each earlier start ended, in words."""
+def endings(attempts: Iterable[Attempt]) -> list[str]:
+    """How each of some starts ended, in words."""
     return [f"{outcome(a.state, a.reason)}{f': {a.cause}' if a.cause else ''}" for a in attempts]
 
 

@@ -52,6 +52,8 @@ class FakeConnection:
     closed: int = 0
     refuses: list[str] = field(default_factory=list)
     """What `start` says on stderr as it fails, one time after another; then it takes what it is given."""
+    full: dict[str, str] = field(default_factory=dict)
+    """Units that `start` has no room for, and what it says of each."""
     started: list[dict[str, Any]] = field(default_factory=list)
     """Queues that `start` was given."""
     cancelled: list[str] = field(default_factory=list)
@@ -64,7 +66,7 @@ class FakeConnection:
             assert shlex.split(command)[2] == "start"
             self.started.append(json.loads(stdin))
             refused = self.refuses.pop(0) if self.refuses else ""
-            return Answer(rc=bool(refused), out="{}", err=refused)
+            return Answer(rc=bool(refused), out=json.dumps({"refused": self.full}), err=refused)
         if " cancel " in command:
             self.cancelled += shlex.split(command)[5:]
             return Answer(rc=0, out="{}", err="")

@@ -184,6 +184,20 @@ def test_words_of_a_host_have_an_end() -> None:
     assert all(len(name) <= 40 for name in found.conditions)
 
 
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ('motd\n{"queued": ["a"], "refused": {"b": "no\\nroom"}}\n', {"b": "no room"}),
+        ('{"queued": ["a"]}', {}),
+        ('{"refused": ["b"]}', {}),
+        ("", {}),
+        ("[" * 100_000, {}),
+    ],
+)
+def test_a_start_says_which_units_it_did_not_take(printed: str, found: dict[str, str]) -> None:
+    assert answers.refused(printed) == found
+
+
 def test_only_a_lost_host_may_take_a_units_end_back() -> None:
     lost = UnitRecord(unit="u", host="h", state=UnitState.UNREACHABLE, cause="gone", reason=Reason.UNREACHABLE)
     said = answers.parse(answer(status("u")))

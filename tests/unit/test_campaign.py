@@ -183,6 +183,12 @@ def test_a_password_in_a_role_variable_is_refused_and_not_repeated(name: str, wh
     assert plain.role_variables == {name: "https://pypi.lab/a@b"}
 
 
+@pytest.mark.parametrize("reason", ["cancelled", "host-key"])
+def test_what_is_never_tried_again_has_no_policy(reason: str) -> None:
+    said = refusal(MINIMAL + f"run: {{retry: {{other: {{times: 1}}, {reason}: {{times: 1}}}}}}\n")
+    assert f"run.retry: {reason} is never tried again: " in said
+
+
 @pytest.mark.parametrize("key", ["scenarios: [Offline, Offline]", "modes: [accuracy, accuracy]"])
 def test_a_scenario_or_mode_listed_twice_is_refused(key: str) -> None:
     refusal(MINIMAL.replace("name: tiny-bert", f"name: tiny-bert, {key}"))

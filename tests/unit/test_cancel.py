@@ -12,7 +12,7 @@ from fleet import cancel, handoff, meanwhile, planning
 from fleet.errors import CampaignError, SessionError
 from fleet.handoff import UnitRecord
 from fleet.harness.contract import Reason, UnitState, UnitStatus
-from fleet.inventory import reach
+from fleet.inventory import files, reach
 from fleet.inventory.hosts import Host
 from fleet.subset import EVERYTHING, Subset
 from fleet.terms import HostState
@@ -143,16 +143,47 @@ def test_what_happened_meanwhile_is_said_per_host(made: Scene, hosts: dict[str, 
     hosts["h01"] = Said([answer(status(ONE))])
     one, two = meanwhile.ask(made.session, EVERYTHING)
     assert (str(one), one.busy) == ("1 unit ended meanwhile", False)
-    assert (str(two), two.busy) == ("no answer: h02 is away", False)
+    assert (str(two), two.busy) == ("no answer: h02 is away", True)
     running = status(ONE, UnitState.RUNNING, boot_id="boot-1", beat_uptime=999.0, heartbeat_at=999.0)
     hosts["h01"] = Said([answer(running)])
     (one,) = meanwhile.ask(made.session, Subset(limit=("h01",)))
     assert (str(one), one.busy) == ("1 unit running", True)
-    assert meanwhile.busy(made.session, EVERYTHING) == {"h01"}
+    assert meanwhile.busy(made.session, Subset(limit=("h01",))) == {"h01"}
     hosts["h01"] = Said(["garbage"])
     assert str(meanwhile.ask(made.session, EVERYTHING)[0]) == "no answer: its answer cannot be read"
     hosts["h01"] = Said([answer()])
     assert str(meanwhile.ask(made.session, EVERYTHING)[0]) == "nothing happened meanwhile; 1 unit missing"
+
+
+@pytest.mark.parametrize("answers", [[], ["garbage"]])
+@pytest.mark.parametrize(
+    ("state", "last_seen", "busy"),
+    [
+        (UnitState.RUNNING, UnitState.RUNNING, True),
+        (UnitState.QUEUED, None, True),
+        (UnitState.UNREACHABLE, None, True),
+        # The controller was killed as it went on with it.
+        (UnitState.PENDING, UnitState.RUNNING, True),
+        (UnitState.LEFT_OUT, UnitState.QUEUED, True),
+        (UnitState.PENDING, None, False),
+        (UnitState.FAILED, UnitState.FAILED, False),
+        (UnitState.DONE, UnitState.DONE, False),
+    ],
+)
+def test_no_answer_is_not_taken_for_nothing_runs(
+    made: Scene, hosts: dict[str, FakeConnection], answers: list[Any], state: UnitState,
+    last_seen: UnitState | None, *, busy: bool,
+) -> None:  # fmt: skip
+    seen = None if last_seen is None else status(ONE, last_seen)
+    record = UnitRecord(unit=ONE, host="h01", state=state, status=seen)
+    made.session.write(made.session.run / "units" / f"{ONE}.json", record)
+    if answers:
+        hosts["h01"] = Said(answers)
+    assert ("h01" in meanwhile.busy(made.session, EVERYTHING)) is busy
+    # One that did not answer the probe either is not gone on with at all.
+    away = [replace(item, state=HostState.UNREACHABLE) for item in files.reachability(made.session)]
+    files.write(made.session, files.hosts(made.session), away, made.campaign)
+    assert meanwhile.busy(made.session, EVERYTHING) == set()
 
 
 def test_hosts_with_nothing_missing_are_not_asked(made: Scene, hosts: dict[str, FakeConnection]) -> None:

@@ -62,6 +62,27 @@ def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         collect.unpack(path, tmp_path / "three", ["u"])
 
 
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.REGTYPE])
+def test_a_negative_size_makes_no_room_for_more(tmp_path: Path, kind: bytes) -> None:
+    # As pax, since the older header has no place for a sign.
+    lying = member("u/a", b"", type=kind, pax_headers={"size": str(-(2**60))})
+    path = packed(tmp_path / "a.tar", lying, member("u/b"))
+    with pytest.raises(ValueError, match="bytes"):
+        collect.unpack(path, tmp_path / "out", ["u"])
+    assert not (tmp_path / "out" / "u").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "run_spec.json", "mlperf_log_detail.txt"])
+def test_what_is_read_whole_is_no_longer_than_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(collect, "MAX_FILE_BYTES", 5000)
+    unit_folder(tmp_path / "u")
+    assert collect.verify(tmp_path / "u") == ""
+    with (tmp_path / "u" / name).open("ab") as stream:
+        # As a disk here has it without a byte of it: nobody reads it.
+        stream.truncate(2**40)
+    assert collect.verify(tmp_path / "u") == f"{name} has {2**40} bytes, more than 5000"
+
+
 def test_modes_and_owners_of_the_host_are_not_taken_over(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.tar", member("u/a", mode=0o6777, uid=12345))
     collect.unpack(path, tmp_path / "out", ["u"])

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from fleet import collect, handoff
-from fleet.handoff import Collected, Plan, UnitRecord
+from fleet.handoff import Attempt, Collected, Plan, UnitRecord
 from fleet.harness.contract import Reason, UnitState, read_spec, write_json
 from fleet.inventory import reach
 from fleet.session import Session
 from fleet.terms import HostState
-from tests.unit.collecting import UNIT, archive_of, entry, planned, record, unit_folder
+from tests.unit.collecting import UNIT, archive_of, entry, member, packed, planned, record, spec_of, unit_folder
 from tests.unit.fakes import PackingConnection, RecordingWatch, answer, status
 
 OTHER = UNIT.replace("performance", "accuracy")
-HOME = Collected(folder=f"collect/h01/{UNIT}", complete=True)
+HOME = Collected(folder=f"collect/h01/{UNIT}", complete=True, attempt=1)
 
 
 @pytest.fixture
@@ -212,6 +212,68 @@ def test_a_further_fetch_that_breaks_off_forgets_nothing(tmp_path: Path, host: P
     assert handoff.collected(session) == {UNIT: HOME}
 
 
+def spec_with(**changes: Any) -> bytes:
+    return json.dumps({**asdict(spec_of(UNIT)), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [spec_with(lock=None), spec_with(lock=["a"]), spec_with(lock={"a": 1}), b"[" * 100_000, b"", b"null", b"\xff"],
+    ids=range(7),
+)
+def test_a_spec_that_lies_under_a_manifest_that_matches_costs_its_unit_alone(
+    tmp_path: Path, host: PackingConnection, spec: bytes
+) -> None:
+    session, folder = planned(tmp_path, UNIT, OTHER), tmp_path / "host" / UNIT
+    unit_folder(folder)
+    unit_folder(folder.with_name(OTHER))
+    (folder / "run_spec.json").write_bytes(spec)
+    remade(folder)
+    host.archives = {unit: archive_of(tmp_path / "host", unit) for unit in (UNIT, OTHER)}
+    found = collect.collect(session, RecordingWatch())
+    assert (found[UNIT].complete, found[UNIT].reason) == (False, Reason.LOCK_CHANGED)
+    assert found[OTHER].complete
+    # A further round comes as far.
+    assert collect.collect(session, RecordingWatch()) == found
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [member(f"{UNIT}/{'a/' * 1500}b")],
+        [member(f"{UNIT}/{'a/' * 40}b")],
+        [member(f"{UNIT}/x"), member(f"{UNIT}/x/y")],
+        [member(f"{UNIT}/{'n' * 300}")],
+    ],
+    ids=["too deep for makedirs", "deep", "a file as a folder", "a long name"],
+)
+def test_files_that_no_disk_here_can_hold_are_the_hosts_fault(
+    tmp_path: Path, host: PackingConnection, members: list[Any]
+) -> None:
+    session = planned(tmp_path, UNIT)
+    host.archives[UNIT] = packed(tmp_path / "a.tar", *members).read_bytes()
+    found = collect.collect(session, RecordingWatch())[UNIT]
+    assert (found.complete, found.reason) == (False, Reason.CORRUPT_FILES)
+    assert found.cause.startswith("the archive it sent cannot be used: ")
+    assert list((session.collect / ".incoming").iterdir()) == []
+
+
+def test_what_nobody_thought_of_is_a_cause_too(
+    tmp_path: Path, host: PackingConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = planned(tmp_path, UNIT)
+    unit_folder(tmp_path / "host" / UNIT)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+
+    def fails(_: Path) -> str:
+        raise RecursionError
+
+    monkeypatch.setattr(collect, "verify", fails)
+    found = collect.collect(session, RecordingWatch())[UNIT]
+    assert (found.cause, found.reason) == ("the archive it sent cannot be used: RecursionError", Reason.CORRUPT_FILES)
+    assert handoff.collected(session) == {UNIT: found}
+
+
 INVALID = (
     ':::MLLOG {"key": "effective_scenario", "value": "Offline"}\n'
     ':::MLLOG {"key": "effective_test_mode", "value": "PerformanceOnly"}\n'
@@ -271,3 +333,87 @@ def test_this_machines_full_disk_is_said_and_loses_nothing(
     # An archive that came whole is not sent again.
     assert len(host.copied) == (1 if where == "transfer" else 2)
     assert earlier(session) == []
+
+
+ONCE = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INVALID: too short", ended_at=1.0)
+
+
+def measured_again(tmp_path: Path, host: PackingConnection, **changes: Any) -> Session:
+    """The first measurement is INVALID and home, the second was made and is not; its record with `changes`."""
+    session, folder = planned(tmp_path, UNIT), tmp_path / "host" / UNIT
+    unit_folder(folder)
+    (folder / "mlperf_log_detail.txt").write_text(INVALID, encoding="utf-8")
+    remade(folder)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    first = handoff.records(session)[UNIT]
+    assert collect.collect(session, RecordingWatch())[UNIT].reason is Reason.INVALID_RESULT
+    again(folder)
+    write_json(folder / "run_spec.json", replace(spec_of(UNIT), attempt=2))
+    remade(folder)
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    best = replace(first, reason=Reason.INVALID_RESULT)
+    record = replace(first, **{"attempts": (ONCE,), "best": best, **changes})
+    session.write(session.run / "units" / f"{UNIT}.json", record)
+    return session
+
+
+def test_the_second_measurement_is_fetched_although_the_first_is_home(tmp_path: Path, host: PackingConnection) -> None:
+    session = measured_again(tmp_path, host)
+    host.breaks_after = 50
+    collect.collect(session, RecordingWatch())
+    assert handoff.missing(handoff.plan(session).units, handoff.records(session), handoff.collected(session)) == [UNIT]
+    watch = RecordingWatch()
+    found = collect.collect(session, watch)
+    assert found == {UNIT: replace(HOME, attempt=2)}
+    assert watch.lines[-1] == ("h01", "1 of 1 units verified")
+    assert handoff.missing(handoff.plan(session).units, handoff.records(session), found) == []
+    assert len(earlier(session)) == 1
+    # It is home now, and nobody asks again.
+    asked = len(host.commands)
+    assert collect.collect(session, RecordingWatch()) == found
+    assert len(host.commands) == asked
+
+
+@pytest.mark.parametrize("state", [UnitState.DONE, UnitState.FAILED, UnitState.RUNNING])
+def test_a_host_that_was_lost_during_the_second_measurement_is_asked_what_became_of_it(
+    tmp_path: Path, host: PackingConnection, state: UnitState
+) -> None:
+    lost = {"state": UnitState.UNREACHABLE, "reason": Reason.UNREACHABLE, "cause": "no answer", "status": None}
+    session = measured_again(tmp_path, host, **lost)
+    host.answers = [answer(status(UNIT, state, cause="" if state is UnitState.DONE else "out of luck"))]
+    home = collect.collect(session, RecordingWatch())[UNIT]
+    found = handoff.records(session)[UNIT]
+    if state is UnitState.DONE:
+        assert (home, found.state, found.attempt, found.best) == (replace(HOME, attempt=2), state, 2, None)
+        return
+    assert (home.attempt, home.reason) == (1, Reason.INVALID_RESULT)
+    if state is UnitState.RUNNING:
+        assert (found.state, found.attempt) == (state, 2)
+        assert found.best is not None
+    else:
+        assert (found.state, found.reason, found.attempt) == (UnitState.DONE, Reason.INVALID_RESULT, 1)
+        assert [(item.state, item.cause) for item in found.later] == [(state, "out of luck")]
+
+
+def test_a_second_measurement_whose_files_lie_is_kept_once_however_often_it_is_asked_for(
+    tmp_path: Path, host: PackingConnection
+) -> None:
+    session = measured_again(tmp_path, host)
+    (tmp_path / "host" / UNIT / "sub" / "empty").write_bytes(b"!")
+    host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
+    for _ in range(3):
+        home = collect.collect(session, RecordingWatch())[UNIT]
+        assert (home.attempt, home.reason) == (1, Reason.INVALID_RESULT)
+        assert len(earlier(session)) == 1
+    assert handoff.missing(handoff.plan(session).units, handoff.records(session), handoff.collected(session)) == [UNIT]
+
+
+def test_what_an_older_fleet_brought_home_is_not_fetched_again(tmp_path: Path, host: PackingConnection) -> None:
+    session = measured_again(tmp_path, host)
+    path = session.collect / "collected.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    del data["units"][UNIT]["attempt"]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    asked = len(host.commands)
+    assert collect.collect(session, RecordingWatch())[UNIT].complete
+    assert len(host.commands) == asked

@@ -44,7 +44,7 @@ def test_done_units_come_home_verified_and_only_once(tmp_path: Path, host: Packi
     host.archives[UNIT] = archive_of(tmp_path / "host", UNIT)
     watch = RecordingWatch()
     found = collect.collect(session, watch)
-    assert found == {UNIT: Collected(folder=f"collect/h01/{UNIT}", complete=True)}
+    assert found == {UNIT: Collected(folder=f"collect/h01/{UNIT}", complete=True, attempt=1)}
     assert (session.collect / "h01" / UNIT / "sub" / "empty").is_file()
     assert list((session.collect / ".incoming").iterdir()) == []
     assert handoff.collected(session) == found
@@ -265,7 +265,7 @@ def test_the_harness_and_the_shell_do_what_is_asked_of_them(tmp_path: Path, monk
     packing.send(work, session.token, UNIT, 0, whole)
     begun.write_bytes(whole.getvalue()[:123])
     found = collect.collect(session, RecordingWatch())[UNIT]
-    assert found == Collected(folder=f"collect/h01/{UNIT}", complete=True)
+    assert found == Collected(folder=f"collect/h01/{UNIT}", complete=True, attempt=1)
     for path in folder.rglob("*"):
         if path.is_file():
             assert (session.collect / "h01" / UNIT / path.relative_to(folder)).read_bytes() == path.read_bytes()
@@ -287,7 +287,7 @@ def test_units_of_several_hosts_brought_at_once_are_all_kept(tmp_path: Path) -> 
     with ThreadPoolExecutor(8) as pool:
         assert all(home.complete for home in pool.map(bring, units))
     assert handoff.collected(session) == {
-        unit: Collected(folder=f"collect/h01/{unit}", complete=True) for unit in units
+        unit: Collected(folder=f"collect/h01/{unit}", complete=True, attempt=1) for unit in units
     }
     assert all(collect.Collector(session).is_home(unit) for unit in units)
 

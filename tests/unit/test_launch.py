@@ -3,6 +3,7 @@
 import errno
 import queue
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,21 @@ def test_earlier_attempts_stay_on_record(tmp_path: Path, hosts: dict[str, FakeCo
     assert hosts
     launcher(made).launch(everything(made), lambda: lambda *_: None)
     assert handoff.records(made.session)[H01].attempts == (before,)
+
+
+def test_what_was_measured_stands_when_another_controllers_further_try_fails(
+    tmp_path: Path, hosts: dict[str, FakeConnection]
+) -> None:
+    made = scene(tmp_path, TEXT)
+    invalid = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INVALID", ended_at=1.0)
+    best = UnitRecord(unit=H01, host="h01", state=UnitState.DONE, reason=Reason.INVALID_RESULT, status=status(H01))
+    running = UnitRecord(unit=H01, host="h01", state=UnitState.RUNNING, attempts=(invalid,), best=best)
+    made.session.write(made.session.run / "units" / f"{H01}.json", running)
+    hosts["h01"].answers = [answer(status(H01, UnitState.FAILED, cause="out", reason=Reason.OTHER))]
+    launcher(made).launch(everything(made), lambda: lambda *_: None)
+    found = handoff.records(made.session)[H01]
+    assert replace(found, later=()) == best
+    assert [(item.state, item.cause) for item in found.later] == [(UnitState.FAILED, "out")]
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,21 @@ from typing import Any
 
 import pytest
 
-from fleet import pipeline, provision, run
+from fleet import handoff, pipeline, provision, run
 from fleet.errors import PlayError
 from fleet.handoff import Readiness
+from fleet.inventory import reach
 from fleet.pipeline import Outing
-from fleet.terms import HostState
-from tests.unit.fakes import FakePlays, RecordingWatch, scene
+from fleet.results import load
+from fleet.terms import HostState, UnitState
+from tests.unit.fakes import MINIMAL, FakeConnection, FakePlays, RecordingWatch, answer, scene, status
 
 READY, AWAY = Readiness(host="h01", state=HostState.READY), Readiness(host="h02", state=HostState.UNREACHABLE)
 Prepare = Callable[[provision.OnReady], None]
 
 
-def outing(base: Path, stop: Callable[[], None] = lambda: None) -> Outing:
-    made = scene(base)
+def outing(base: Path, stop: Callable[[], None] = lambda: None, text: str = MINIMAL) -> Outing:
+    made = scene(base, text)
     return Outing(
         session=made.session, campaign=made.campaign, base=base, source="fleet.yml", plays=FakePlays(),
         watch=RecordingWatch(), quick=True, stop=stop,
@@ -84,3 +86,32 @@ def test_ctrl_c_in_the_run_ends_the_play_as_well(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         pipeline.prepare_and_measure(outing(tmp_path, stopped.set))
     assert ended == [True]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_host_that_is_not_named_any_more_stays_in_the_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    named = tmp_path / "lab.txt"
+    named.write_text("h[01-02]\n", encoding="utf-8")
+    text = MINIMAL.replace("name: h01, kind: server", "file: lab.txt, kind: server, connection: local")
+    text = text.replace("name: tiny-bert", "name: tiny-bert, scenarios: [Offline], modes: [performance]")
+    going = outing(tmp_path, text=text)
+    session, units = going.session, [f"h0{number}.tiny-bert.Offline.performance" for number in (1, 2)]
+    asked = {host: FakeConnection([answer(status(unit))]) for host, unit in zip(("h01", "h02"), units, strict=True)}
+    monkeypatch.setattr(reach, "connect", lambda host: asked[host.name])
+    if done:
+        run.run(session, going.campaign, RecordingWatch(), quick=True, bringer=lambda _: lambda *_: None)
+    named.write_text("h01\n", encoding="utf-8")
+    pipeline.inventory(going)
+    started = len(asked["h02"].started)
+    pipeline.measure(going)
+    # Nobody asks it any more. What it did stays done; what it did not is missing, and says why.
+    assert len(asked["h02"].started) == started == done
+    found = handoff.records(session)[units[1]]
+    expected = (UnitState.DONE, "") if done else (UnitState.LEFT_OUT, "not in lab.txt any more")
+    assert (found.state, found.cause) == expected
+    assert [spec.unit for spec in handoff.plan(session).units] == units
+    results = load.load(session)
+    assert " of 2 hosts, " in results.headline
+    assert "h02" in {system.host for system in results.missing_hosts}

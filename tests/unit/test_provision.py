@@ -264,6 +264,28 @@ def test_what_holds_no_model_is_sent_no_weights(tmp_path: Path) -> None:
     assert asked("{name: llama3.1-8b-edge, backend: 'null'}") == ["articles", "punkt_tab.zip"]
 
 
+@pytest.mark.parametrize("gpus", [[{"memory_bytes": None}], [{"memory_bytes": "1"}], [{}], [None], {"a": 1}])
+def test_a_host_that_tells_nonsense_of_its_gpus_ends_no_other(tmp_path: Path, gpus: Any) -> None:
+    looked = {"work_dir": "/w", "memory_bytes": 2**34, "gpus": gpus}
+    plays = FakePlays({"h01": outcome(results={**described(facts("h200-vm")), provision.PREFLIGHT: looked})})
+    made = scene(tmp_path, TWO)
+    found = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert [(item.state, item.batches) for item in found] == [(HostState.READY, {})] * 2
+
+
+def test_words_that_nobody_thought_of_make_their_host_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Any, looked: dict[str, Any]) -> dict[str, int]:
+        return {"h": 1 // 0} if looked.get("work_dir") == "/bad" else {}
+
+    monkeypatch.setattr(provision, "_batches", fails)
+    plays = FakePlays({"h01": outcome(results={provision.PREFLIGHT: {"work_dir": "/bad"}})})
+    made = scene(tmp_path, TWO)
+    first, second = provision.provision(made.session, made.campaign, plays, RecordingWatch())
+    assert (first.state, first.hint) == (HostState.FAILED, "fleet provision")
+    assert first.cause.startswith("its answers cannot be used: ZeroDivisionError: ")
+    assert second.state is HostState.READY
+
+
 def test_the_watch_hears_tasks_but_not_ansibles_own(tmp_path: Path) -> None:
     made = scene(tmp_path)
     events = [
@@ -285,15 +307,19 @@ def test_wheels_and_weights_are_part_of_the_lock(tmp_path: Path) -> None:
         made.session, made.campaign, FakePlays({"h01": outcome(results=results)}), RecordingWatch()
     )
     # The interpreter is part of the environment's digest; the harness on the host knows no other names than these.
-    assert set(found.lock) == {"fleet", "environment", "wheel:torch", "driver", "cuda"}
+    assert set(found.lock) == {"fleet", "environment", "python", "wheel:torch", "driver", "cuda"}
+    assert found.lock["python"] == "3.11.9"
     assert found.lock["wheel:torch"] == "2.13.0"
     assert found.weights == {"tiny-bert": "a" * 64}
     (spec, *_) = planning.plan(made.session, made.campaign, quick=False).units
     assert spec.lock == {**found.lock, "weights": "a" * 64}
 
 
-def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("described_before", [False, True])
+def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path, *, described_before: bool) -> None:
     made = scene(tmp_path, TWO)
+    text = json.dumps(asdict(facts("aws-g5-xlarge")))
+    looked = {**PREFLIGHT, "description": text if described_before else ""}
     prepared = {
         "stdout": json.dumps({"changed": True, "weights_sha256": "b" * 64}),
         "cmd": ["/w/venv/bin/python", "/w/harness/current", "prepare", "/w", "tiny-bert", "tiny", "x"],
@@ -303,12 +329,13 @@ def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path) -> None:
 
     class Plays(FakePlays):
         def run(self, request: PlayRequest, on_event: Callable[[PlayEvent], None]) -> dict[str, HostOutcome]:
-            for task, result in (
-                (provision.PREFLIGHT, PREFLIGHT),
-                (provision.PREPARE, prepared),
-                (provision.DESCRIBE, {"stdout": json.dumps(asdict(facts("aws-g5-xlarge")))}),
+            for task, kind, result in (
+                (provision.PREFLIGHT, "ok", looked),
+                ("Install the pinned packages", "skipped", {}),
+                (provision.PREPARE, "ok", prepared),
+                (provision.DESCRIBE, *(("skipped", {}) if described_before else ("ok", {"stdout": text}))),
             ):
-                on_event(PlayEvent(host="h02", task=task, kind="ok", result=result))
+                on_event(PlayEvent(host="h02", task=task, kind=kind, result=result))
             seen.append(len(told))
             return super().run(request, on_event)
 
@@ -318,6 +345,7 @@ def test_a_host_is_ready_when_its_own_last_task_is_over(tmp_path: Path) -> None:
     assert [(item.host, item.state) for item in told] == [("h02", HostState.READY), ("h01", HostState.FAILED)]
     assert told[0].weights == {"tiny-bert": "b" * 64}
     assert told[0].lock
+    assert told[0].changed == 0
     assert found == (told[1], told[0])
 
 

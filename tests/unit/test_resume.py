@@ -88,6 +88,27 @@ def test_done_and_not_home_is_fetched_first() -> None:
     assert said == "its files are not home: the transfer broke off"
 
 
+FIRST = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INVALID: too short", ended_at=1.0)
+
+
+def test_files_of_an_earlier_start_are_not_those_of_this_one() -> None:
+    again = record(attempts=(FIRST,))
+    assert handoff.missing([spec()], {UNIT: again}, {UNIT: replace(HOME, attempt=1)}) == [UNIT]
+    found = resume.decide(spec(), spec(), again, replace(HOME, attempt=1))
+    # The host is asked for the very start that it may have made.
+    assert (found.keep, found.again, found.spec.attempt) == (False, "", 2)
+    assert handoff.why_again(spec(), spec(), again, replace(HOME, attempt=1)) == (
+        "its files are not home: those of start 1 are"
+    )
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_files_of_this_start_are_home_and_so_are_those_of_an_older_fleet_that_did_not_say(attempt: int) -> None:
+    again, home = record(attempts=(FIRST,)), replace(HOME, attempt=attempt)
+    assert handoff.missing([spec()], {UNIT: again}, {UNIT: home}) == []
+    assert resume.decide(spec(), spec(), again, home).keep
+
+
 def test_done_and_corrupt_runs_again() -> None:
     home = replace(HOME, complete=False, cause="its sha256 is not the manifest's", reason=Reason.CORRUPT_FILES)
     found = resume.decide(spec(), spec(), record(), home)
@@ -103,6 +124,39 @@ def test_an_end_without_a_number_runs_again_and_is_remembered() -> None:
     assert [(item.state, item.reason) for item in found.record.attempts] == [(UnitState.FAILED, Reason.OUT_OF_MEMORY)]
     never = resume.decide(spec(), spec(), replace(ended, status=None), None)
     assert (never.spec.attempt, never.record.attempts, never.again) == (1, (), "")
+
+
+INVALID = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INVALID", ended_at=1.0)
+OUT = Attempt(state=UnitState.FAILED, reason=Reason.OTHER, cause="out", ended_at=2.0)
+
+
+def test_python_counts_from_when_it_is_known() -> None:
+    """A session of an older fleet does not say it."""
+    before, after = locked(python="3.11.9"), locked(python="3.12.1")
+    assert handoff.same_run(spec(), after)
+    assert handoff.difference(before, after) == "python 3.11.9 → 3.12.1"
+
+
+def test_what_was_measured_stands_whoever_dies_while_it_is_tried_again() -> None:
+    best = record(reason=Reason.INVALID_RESULT)
+    tried = record(UnitState.RUNNING, attempts=(INVALID,), best=best)
+    assert resume.decide(spec(), spec(), tried, HOME).record.best == best
+    assert resume.decide(spec(), locked(driver="560.2"), tried, HOME).record.best is None
+    failed = replace(tried, state=UnitState.FAILED, reason=Reason.OTHER, cause="out")
+    assert resume.decide(spec(), spec(), failed, HOME).record.best == best
+    for found in (resume.not_started(failed, None), resume.left_out(failed, "--limit h02")):
+        assert replace(found, later=()) == best
+        assert [replace(item, ended_at=2.0) for item in found.later] == [OUT]
+
+
+def test_later_starts_count_when_it_is_started_once_more() -> None:
+    stands = record(reason=Reason.INVALID_RESULT, later=(OUT,))
+    assert resume.decide(spec(), spec(), stands, HOME).keep
+    # On its host lies what the later start left.
+    found = resume.decide(spec(), spec(), stands, None)
+    assert (found.spec.attempt, found.again) == (3, "its files are not home")
+    assert [item.state for item in found.record.attempts] == [UnitState.DONE, UnitState.FAILED]
+    assert found.record.later == ()
 
 
 def test_units_with_one_cause_are_one_line() -> None:

@@ -9,6 +9,7 @@ from fleet.campaign import RetryPolicy
 from fleet.handoff import Collected, UnitRecord
 from fleet.harness.contract import Reason, UnitState
 from fleet.inventory import reach
+from fleet.terms import HostState
 from tests.unit.fakes import FakeConnection, RecordingWatch, answer, status
 from tests.unit.polling import Asked
 
@@ -36,6 +37,25 @@ def test_a_host_that_refuses_its_units_says_why(asked: Asked) -> None:
     found = asked(h01=connection)["h01.u"]
     assert (found.state, found.cause) == (UnitState.FAILED, "OSError: [Errno 28] No space left on device")
     assert found.reason is Reason.NO_SPACE
+
+
+def test_units_that_a_host_has_no_room_for_are_started_again_alone(asked: Asked) -> None:
+    class Host(FakeConnection):
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            self.full = {} if self.started else {"h01.b": "[Errno 28] No space left on device"}
+            both = len(self.started) > 1
+            self.answers = [answer(status("h01.a"), *([status("h01.b")] if both else []))]
+            return super().run(command, **more)
+
+    connection = Host([""])
+    found = asked(units=("a", "b"), h01=connection, retry={Reason.NO_SPACE: SOON})
+    assert [[spec["unit"] for spec in queue_["specs"]] for queue_ in connection.started] == [
+        ["h01.a", "h01.b"],
+        ["h01.b"],
+    ]
+    assert (found["h01.a"].state, found["h01.a"].attempts) == (UnitState.DONE, ())
+    (attempt,) = found["h01.b"].attempts
+    assert (attempt.reason, attempt.cause) == (Reason.NO_SPACE, "[Errno 28] No space left on device")
 
 
 def test_what_ended_for_a_reason_that_may_pass_is_started_again(asked: Asked) -> None:
@@ -95,9 +115,37 @@ def test_a_further_attempt_that_fails_takes_no_measurement_away(asked: Asked) ->
 
     found = asked(h01=Host([""]), bring=lambda *_: invalid(), retry={Reason.INVALID_RESULT: SOON})["h01.u"]
     assert (found.state, found.reason) == (UnitState.DONE, Reason.INVALID_RESULT)
-    assert [(item.state, item.cause) for item in found.attempts] == [
-        (UnitState.DONE, "INVALID: too few queries"), (UnitState.FAILED, "out"),
-    ]  # fmt: skip
+    # It was the first of two starts.
+    assert (found.attempts, found.best) == ((), None)
+    assert [(item.state, item.cause) for item in found.later] == [(UnitState.FAILED, "out")]
+
+
+def test_a_further_start_on_a_host_that_is_lost_stays_open(asked: Asked) -> None:
+    class Host(FakeConnection):
+        def run(self, command: str, **more: Any) -> reach.Answer:
+            if len(self.started) == 2:
+                raise reach.Unreachable(HostState.UNREACHABLE, "connection lost (reset)")
+            self.answers = [answer(status("h01.u"))]
+            return super().run(command, **more)
+
+    found = asked(h01=Host([""]), bring=lambda *_: invalid(), retry={Reason.INVALID_RESULT: SOON})["h01.u"]
+    assert (found.state, found.reason, found.attempt) == (UnitState.UNREACHABLE, Reason.UNREACHABLE, 2)
+    assert "it may still run there" in found.cause
+    assert found.best is not None
+    assert (found.best.state, found.best.reason) == (UnitState.DONE, Reason.INVALID_RESULT)
+
+
+def test_what_was_measured_is_on_record_while_it_is_tried_again(asked: Asked) -> None:
+    """The controller may die then, and nothing else knows of the number."""
+    homes, noted = [invalid(), invalid("INVALID: again")], no_records()
+    connection = FakeConnection([answer(status("h01.u"))])
+    asked(h01=connection, noted=noted, bring=lambda *_: homes.pop(0), retry={Reason.INVALID_RESULT: SOON})
+    (kept,) = [item.best for item in noted if item.state is UnitState.PENDING]
+    assert kept is not None
+    assert (kept.state, kept.reason, kept.status, kept.attempts) == (
+        UnitState.DONE, Reason.INVALID_RESULT, status("h01.u"), (),
+    )  # fmt: skip
+    assert (noted[-1].state, noted[-1].best, len(noted[-1].attempts)) == (UnitState.DONE, None, 1)
 
 
 def test_corrupt_files_are_fetched_again_before_the_unit_is_run_again(asked: Asked) -> None:

@@ -1,13 +1,14 @@
 """`fleet bench` again: the same campaign goes on in its session as long as units are missing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fleet import handoff, planning
 from fleet.cli import options
-from fleet.handoff import Collected, CollectedFile, UnitRecord
-from fleet.harness.contract import UnitState
+from fleet.handoff import Attempt, Collected, CollectedFile, UnitRecord
+from fleet.harness.contract import Reason, UnitState
 from tests.unit.fakes import MINIMAL, Scene, scene
 
 
@@ -51,6 +52,22 @@ def test_done_but_not_home_is_missing(made: Scene) -> None:
     unit = next(iter(home))
     home[unit] = Collected(folder="", complete=False, cause="the transfer broke off")
     made.session.write(made.session.collect / "collected.json", CollectedFile(units=home))
+    assert found(made) == "s1"
+
+
+def test_done_again_under_another_lock_and_not_home_is_missing(made: Scene) -> None:
+    """Whoever dies before the files of the last unit came, with those of its earlier measurement here."""
+    finish(made)
+    home = handoff.collected(made.session)
+    made.session.write(
+        made.session.collect / "collected.json",
+        CollectedFile(units={unit: replace(item, attempt=1) for unit, item in home.items()}),
+    )
+    assert found(made) == ""
+    unit = next(iter(home))
+    before = Attempt(state=UnitState.DONE, reason=Reason.LOCK_CHANGED, cause="driver 1 → 2", ended_at=1.0)
+    record = replace(handoff.records(made.session)[unit], attempts=(before,))
+    made.session.write(made.session.run / "units" / f"{unit}.json", record)
     assert found(made) == "s1"
 
 

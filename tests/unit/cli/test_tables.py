@@ -61,9 +61,11 @@ def test_a_units_reason_and_its_earlier_starts_are_told() -> None:
         unit="u", host="a", state=UnitState.FAILED, reason=Reason.OUT_OF_MEMORY, cause="SIGKILL", attempts=(LOST,)
     )
     waits = UnitRecord(unit="v", host="a", state=UnitState.PENDING, attempts=(LOST, LOST))
-    assert tables.units([killed, waits])[1] == [
+    stands = UnitRecord(unit="w", host="a", state=UnitState.DONE, later=(LOST,))
+    assert tables.units([killed, waits, stands])[1] == [
         ["u", "failed (out-of-memory)", "SIGKILL; start 2; before: unreachable: no answer for 25 s"],
         ["v", "pending", "start 3; before: unreachable: no answer for 25 s; unreachable: no answer for 25 s"],
+        ["w", "done", "later: unreachable: no answer for 25 s"],
     ]
 
 

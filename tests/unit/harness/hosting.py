@@ -1,5 +1,6 @@
 """A host in a folder: real supervisors, and a stand-in for the harness's own entry that does what a unit says."""
 
+import errno
 import json
 import os
 import signal
@@ -112,6 +113,22 @@ def running(work: Path, name: str) -> Callable[[], bool]:
 def idle(work: Path) -> Callable[[], bool]:
     """No noted process is left, supervisors included."""
     return lambda: not [pid for pid in pids(work) if ours(pid, work.parent)]
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Meanwhile this process cannot write a file anew; what it has started can."""
+
+    real = Path.open
+
+    def refuse(path: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+        if "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        yield
 
 
 def lines(work: Path) -> list[str]:

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from tests.unit.harness.hosting import (
     CHILD,
     WAIT_FOR_GO,
     ended,
+    full_disk,
     idle,
     lines,
     pids,
@@ -24,13 +28,13 @@ from tests.unit.harness.hosting import (
     unit,
     wait,
 )
-from tests.unit.harness.units import TOP, queue, spec
+from tests.unit.harness.units import TOP, folder_of, queue, spec
 
 
 def test_units_run_one_after_another_in_the_order_given(work: Path) -> None:
     specs = [unit(work, name, "time.sleep(0.1)") for name in ("b", "a", "c")]
     answer = unit_queue.start(work, queue(*specs))
-    assert answer == {"queued": ["b", "a", "c"], "kept": [], "running": []}
+    assert answer == {"queued": ["b", "a", "c"], "kept": [], "running": [], "refused": {}}
     wait(ended(work, "a", "b", "c"))
     assert lines(work) == ["+b", "-b", "+a", "-a", "+c", "-c"]
     found = status(work, "c")
@@ -52,7 +56,7 @@ def test_a_done_unit_is_kept_and_a_changed_or_failed_one_starts_over(work: Path)
     stray.touch()
     again = [unit(work, "same"), unit(work, "changed", "pass"), unit(work, "failed", "pass")]
     answer = unit_queue.start(work, queue(*again))
-    assert answer == {"queued": ["changed", "failed"], "kept": ["same"], "running": []}
+    assert answer == {"queued": ["changed", "failed"], "kept": ["same"], "running": [], "refused": {}}
     wait(ended(work, "changed", "failed"))
     assert not stray.exists()
     assert (work / "runs" / "s" / "same" / "manifest.json").stat().st_mtime_ns == kept
@@ -63,7 +67,7 @@ def test_a_running_unit_is_left_alone(work: Path) -> None:
     one = unit(work, "one", WAIT_FOR_GO)
     unit_queue.start(work, queue(one))
     wait(running(work, "one"))
-    assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"]}
+    assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"], "refused": {}}
     (work / "go").touch()
     wait(ended(work, "one"))
     wait(idle(work))
@@ -181,6 +185,38 @@ def test_who_waits_for_a_living_supervisor_ends_nothing_and_both_beat(work: Path
     assert lines(work) == ["+one", "-one", "+other", "-other"]
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_who_waits_takes_nothing_from_a_unit_that_is_watched(
+    work: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """Looking through every process costs CPU, and what a living supervisor says must stand."""
+    session, pid, scans = work / "runs" / "s", os.getppid() if lives else 2**22, []
+    session.mkdir(parents=True)
+    beat = SupervisorBeat(
+        pid=pid, boot_id=processes.boot_id(), heartbeat_at=1.0, beat_uptime=processes.uptime(), leaving="taken back"
+    )
+    write_json(session / "supervisor.json", beat)
+    write_json(work / "supervisor.lock", {"supervisor": pid, "boot_id": processes.boot_id()})
+    supervisor = supervise.Supervisor(work, "s")
+    monkeypatch.setattr(processes, "end_orphans", lambda: scans.append(1))
+    monkeypatch.setattr("time.sleep", lambda _: setattr(supervisor, "_stopping", True))
+    with unit_queue.locked(work / "supervisor.lock"), (work / "supervisor.lock").open("a+") as lock:
+        assert not supervisor._wait_for(lock.fileno())
+    assert len(scans) == (0 if lives else 1)
+    assert read_beat(session / "supervisor.json").leaving == ("taken back" if lives else "")
+
+
+def test_on_a_full_disk_a_supervisor_still_beats(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = work / "runs" / "s" / "supervisor.json"
+    path.parent.mkdir(parents=True)
+    write_json(path, SupervisorBeat(pid=1, boot_id="b" * 36, heartbeat_at=1.0, beat_uptime=1.0))
+    supervisor = supervise.Supervisor(work, "s")
+    with full_disk(monkeypatch):
+        supervisor._beat()
+    assert read_beat(path).pid == os.getpid()
+    assert read_beat(path).heartbeat_at > 1.0
+
+
 def read_beat(path: Path) -> SupervisorBeat:
     return SupervisorBeat(**json.loads(path.read_text(encoding="utf-8")))
 
@@ -230,6 +266,31 @@ def test_a_unit_that_asks_for_it_twice_has_failed(work: Path) -> None:
     assert (work / "order").read_text(encoding="utf-8").split() == ["+one", "+one"]
 
 
+def test_both_processes_of_a_unit_have_one_deadline(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "runs" / "s").mkdir(parents=True)
+    folder = folder_of(work / "runs" / "s", unit(work, "one", AGAIN + "time.sleep(5)", deadline_s=60.0))
+    shift, verdict = [0.0], supervise._verdict
+
+    def ended(process: "subprocess.Popen[bytes]", *arguments: Any, **more: Any) -> End:
+        shift[0] += 60.0
+        return verdict(process, *arguments, **more)
+
+    def kill(process: "subprocess.Popen[bytes]", *_: Any) -> bool:
+        # Not with every other child of this process.
+        process.kill()
+        process.wait()
+        return True
+
+    monkeypatch.setattr(supervise, "_verdict", ended)
+    monkeypatch.setattr(processes, "end", kill)
+    clock = SimpleNamespace(time=time.time, sleep=time.sleep, monotonic=lambda: time.monotonic() + shift[0])
+    monkeypatch.setattr(supervise, "time", clock)
+    with (work / "supervisor.lock").open("a+") as lock:
+        supervise.Supervisor(work, "s")._run_unit(folder, [lock.fileno()])
+    assert (status(work, "one").state, status(work, "one").reason) == (UnitState.TIMEOUT, Reason.TIMEOUT)
+    assert shift == [120.0]
+
+
 def test_what_a_unit_says_of_its_progress_is_read_or_nothing(tmp_path: Path) -> None:
     for text in ("", "7", '{"samples_done": 7}', '{"samples_done": "x", "left_s": 1}'):
         (tmp_path / "progress").write_text(text)
@@ -252,7 +313,7 @@ def test_the_command_line_takes_a_queue_from_stdin(work: Path) -> None:
         [sys.executable, "-m", "fleet.harness", "start", str(work)],
         input=json.dumps(queue(value)), capture_output=True, text=True, cwd=TOP, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout) == {"queued": ["one"], "kept": [], "running": []}
+    assert json.loads(done.stdout) == {"queued": ["one"], "kept": [], "running": [], "refused": {}}
     wait(ended(work, "one"))
     assert "no_such_module" in status(work, "one").cause
 

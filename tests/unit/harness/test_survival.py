@@ -17,6 +17,7 @@ from tests.unit.harness.hosting import (
     CHILD,
     WAIT_FOR_GO,
     ended,
+    full_disk,
     idle,
     lines,
     ours,
@@ -108,7 +109,7 @@ def test_a_unit_that_was_measured_before_its_supervisor_could_say_so_is_done(wor
     # As it lies there after a kill between the manifest and the last status, and after a disk without space for it.
     for text in ('{"unit": "one", "state": "running", "pid": 1}', ""):
         (folder / "status.json").write_text(text, encoding="utf-8")
-        assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": ["one"], "running": []}
+        assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": ["one"], "running": [], "refused": {}}
         assert status(work, "one").state is UnitState.DONE
         assert marker.exists()
 
@@ -132,12 +133,12 @@ def test_no_set_clock_makes_a_dead_unit_alive_nor_a_live_one_dead(
     unit_queue.start(work, queue(one))
     wait(running(work, "one"))
     monkeypatch.setattr(time, "time", lambda: real() + days * 86400)
-    assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"]}
+    assert unit_queue.start(work, queue(one)) == {"queued": [], "kept": [], "running": ["one"], "refused": {}}
     wait(lambda: len(pids(work)) == 3)
     for pid in (pids(work)[2], pids(work)[0]):
         kill(pid, work)
     wait(idle(work), 5)
-    assert unit_queue.start(work, queue(one)) == {"queued": ["one"], "kept": [], "running": []}
+    assert unit_queue.start(work, queue(one)) == {"queued": ["one"], "kept": [], "running": [], "refused": {}}
     (work / "go").touch()
     wait(ended(work, "one"))
     assert status(work, "one").state is UnitState.DONE
@@ -208,6 +209,27 @@ def test_what_was_measured_by_an_older_spec_and_is_not_home_is_kept_aside(work: 
     kept = list((work / "runs" / "s" / ".earlier").iterdir())
     assert [path.name for path in kept] == ["one.1"]
     assert "a = 1" in (kept[0] / "run_spec.json").read_text(encoding="utf-8")
+
+
+def test_on_a_full_disk_what_runs_is_left_alone_and_only_the_rest_is_refused(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = unit(work, "one", WAIT_FOR_GO), unit(work, "two")
+    unit_queue.start(work, queue(one))
+    wait(running(work, "one"))
+    with full_disk(monkeypatch):
+        assert unit_queue.start(work, queue(one, two)) == {
+            "queued": [], "kept": [], "running": ["one"], "refused": {"two": "[Errno 28] No space left on device"},
+        }  # fmt: skip
+    assert unit_queue.start(work, queue(one, two))["queued"] == ["two"]
+    with full_disk(monkeypatch):
+        # Nothing is new: nothing need be written.
+        (work / "runs" / "s" / "reserve").unlink()
+        told = unit_queue.start(work, queue(one, two))
+    assert (told["running"], told["queued"], told["refused"]) == (["one"], ["two"], {})
+    (work / "go").touch()
+    wait(ended(work, "one", "two"))
+    assert lines(work) == ["+one", "-one", "+two", "-two"]
 
 
 def take_cpu(work: Path) -> "list[accelerator_locks.Lock]":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,42 @@ def test_files_are_read_back_as_written(tmp_path: Path) -> None:
     again = Session(made.session.root)
     assert [host.name for host in files.hosts(again)] == ["a", "b1", "b2", "here"]
     assert files.reachability(again)[1].cause == "b1 is away"
+
+
+FROM_FILE = CAMPAIGN.partition("hosts:")[0] + "hosts: [{file: lab.txt, kind: server, connection: local}]\n"
+
+
+def test_a_host_that_its_file_does_not_name_any_more_stays_left_out(tmp_path: Path) -> None:
+    named = tmp_path / "lab.txt"
+    named.write_text("h[01-02]\n", encoding="utf-8")
+    made = scene(tmp_path, FROM_FILE)
+    before = files.hosts(made.session)
+
+    def inventory() -> dict[str, tuple[HostState, str]]:
+        found = files.make(made.session, made.campaign, base=tmp_path, source="fleet.yml")
+        return {item.host: (item.state, item.cause) for item in found}
+
+    named.write_text("h01\n", encoding="utf-8")
+    for _ in range(2):
+        assert inventory() == {"h01": (HostState.READY, ""), "h02": (HostState.LEFT_OUT, "not in lab.txt any more")}
+        assert files.gone(made.session) == {"h02": "not in lab.txt any more"}
+        # What is known of it stays known.
+        assert files.hosts(made.session) == (before[0], replace(before[1], gone="not in lab.txt any more"))
+        assert files.reachability(made.session)[1].state is HostState.READY
+    named.write_text("h[01-02]\n", encoding="utf-8")
+    assert inventory()["h02"] == (HostState.READY, "")
+    assert files.gone(made.session) == {}
+
+
+def test_an_alias_that_left_the_ssh_config_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config"
+    monkeypatch.setenv("FLEET_SSH_CONFIG", str(config))
+    text = CAMPAIGN.partition("hosts:")[0] + "hosts: [{ssh_config: 'lab-*', kind: server, connection: local}]\n"
+    config.write_text("Host lab-1 lab-2\n", encoding="utf-8")
+    made = scene(tmp_path, text)
+    config.write_text("Host lab-2\n", encoding="utf-8")
+    files.make(made.session, made.campaign, base=tmp_path, source="fleet.yml")
+    assert files.gone(made.session) == {"lab-1": f"not in {config} any more"}
 
 
 def test_the_stage_probes_this_machine_for_real(tmp_path: Path) -> None:

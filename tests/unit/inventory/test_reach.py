@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,6 +284,66 @@ def test_a_transfer_that_is_lost_keeps_what_came_and_its_cause(
         over(channel).copy("cat it", sink, limit=100)
     assert (caught.value.state, caught.value.cause) == (HostState.UNREACHABLE, cause)
     assert (sink.getvalue(), channel.closed) == (b"begun", 1)
+
+
+class FreezesOnExec(paramiko.ServerInterface):
+    """An ssh server that lets anybody in, opens channels, and stops dead when it is to run something."""
+
+    def __init__(self) -> None:
+        self.asked, self.thawed = threading.Event(), threading.Event()
+
+    def check_auth_none(self, username: str) -> int:
+        del username
+        return paramiko.common.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        del kind, chanid
+        return paramiko.common.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        del channel, command
+        self.asked.set()
+        self.thawed.wait()
+        return False
+
+
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[SshConnection, FreezesOnExec]]:
+    """A connection, over this machine's own network, to a host that freezes when it is asked."""
+    host = FreezesOnExec()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = paramiko.Transport(socket.create_connection(listening.getsockname()))
+        far = paramiko.Transport(listening.accept()[0])
+    far.add_server_key(paramiko.ECDSAKey.generate())
+    far.start_server(server=host, event=threading.Event())
+    near.start_client(timeout=20)
+    near.auth_none("me")
+    monkeypatch.setattr(reach, "_connect", lambda _: SimpleNamespace(get_transport=lambda: near, close=near.close))
+    yield SshConnection(replace(HOST, connection="ssh")), host
+    host.thawed.set()
+    near.close()
+    far.close()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda connection: connection.run("true", timeout=0.5),
+        lambda connection: connection.run("true", timeout=600, stalled=0.5),
+        lambda connection: connection.copy("cat it", io.BytesIO(), limit=9, stalled=0.5),
+    ],
+    ids=["run", "run with a shorter patience", "copy"],
+)
+def test_a_host_that_freezes_between_channel_and_command_is_not_waited_for(
+    frozen: tuple[SshConnection, FreezesOnExec], ask: Callable[[SshConnection], Any]
+) -> None:
+    connection, host = frozen
+    with pytest.raises(Unreachable) as caught:
+        ask(connection)
+    assert host.asked.is_set()
+    assert caught.value.cause == "no answer in 0 s"
+    connection.close()
 
 
 def test_an_ssh_host_that_sends_too_much_is_cut_off(over: Callable[[Channel], SshConnection]) -> None:

@@ -43,6 +43,7 @@ class Unit:
     benchmark: str = "tiny-bert"
     reason: Reason = Reason.NONE
     attempts: tuple[Attempt, ...] = ()
+    later: tuple[Attempt, ...] = ()
     conditions: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds on battery, asleep or throttled, as the host counted them."""
     ran: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -153,6 +154,7 @@ def _unit(made: Session, planned: RunSpec, unit: Unit) -> dict[str, Any]:
         status=status if unit.conditions else None,
         reason=unit.reason,
         attempts=unit.attempts,
+        later=unit.later,
     )
     made.write(made.run / "units" / f"{planned.unit}.json", record)
     if unit.state is not UnitState.DONE:

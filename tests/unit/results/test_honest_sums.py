@@ -145,6 +145,30 @@ def test_earlier_starts_are_told_with_their_causes(tmp_path: Path) -> None:
     )
 
 
+def test_a_number_stands_while_nobody_knows_what_a_further_start_came_to(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", units=(Unit(log="offline-invalid"),))])
+    (best,) = handoff.records(session).values()
+    invalid = Attempt(state=UnitState.DONE, reason=Reason.INVALID_RESULT, cause="INVALID: too short", ended_at=1.0)
+    record = dataclasses.replace(
+        best, state=LOST.state, reason=LOST.reason, cause=LOST.cause, attempts=(invalid,), best=best
+    )
+    session.write(session.run / "units" / f"{best.unit}.json", record)
+    (unit,) = load(session).units
+    assert (unit.state, unit.invalid, unit.measured) == (UnitState.DONE, True, True)
+    assert unit.history == "started 2 times; later: unreachable: no answer for 25 s"
+    # Only told: the session itself waits for its host.
+    assert handoff.records(session) == {best.unit: record}
+
+
+def test_a_start_that_came_to_nothing_after_the_number_is_a_later_one(tmp_path: Path) -> None:
+    session = build(tmp_path, [Host(name="a", units=(Unit(later=(KILLED,)),))])
+    (unit,) = (results := load(session)).units
+    assert unit.starts == 2
+    assert unit.history == "started 2 times; later: failed (out-of-memory): killed by SIGKILL"
+    (row,) = (row for _, row in units_frame(results).iterrows())
+    assert (row["starts"], row["earlier_causes"]) == (2, "later: failed (out-of-memory): killed by SIGKILL")
+
+
 def test_conditions_become_warnings_unless_ignored(tmp_path: Path) -> None:
     seen = {"battery": 31.4, "sleep": 0.0, "thermal": 0.3, "gremlins": 5.0}
     session = build(tmp_path, [Host(name="a", units=(Unit(conditions=seen),), warnings=("no swap",))])
