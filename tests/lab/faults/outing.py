@@ -133,17 +133,20 @@ class Outing:
             time.sleep(0.02)
 
     def until_running(self, host: str, unit: str = SECOND) -> None:
-        """Wait until the controller knows that the unit runs, and a moment more, so that LoadGen is at it."""
+        """Wait until the controller knows that the unit runs, and LoadGen is at it: it has begun its log."""
         self.until(f"{host}.{unit} running", lambda: self.state(f"{host}.{unit}") == "running")
-        time.sleep(0.5)
+        self._until_there(host, unit, "mlperf_log_detail.txt")
 
     def until_ended(self, host: str, unit: str = SECOND) -> None:
         """Wait until the unit's manifest is on its host: the controller may not know it yet, or not be there."""
+        self._until_there(host, unit, "manifest.json")
+
+    def _until_there(self, host: str, unit: str, file: str) -> None:
         end = time.monotonic() + _MOMENT
-        place = f"{WORK}/runs/{self.token}/{host}.{unit}/manifest.json"
+        place = f"{WORK}/runs/{self.token}/{host}.{unit}/{file}"
         while self.lab[host].exec(["test", "-e", place]).returncode:
             if time.monotonic() > end:
-                pytest.fail(f"no manifest of {host}.{unit} within {_MOMENT:.0f} s")
+                pytest.fail(f"no {file} of {host}.{unit} within {_MOMENT:.0f} s")
             time.sleep(0.1)
 
     def until_said(self, text: str) -> None:
