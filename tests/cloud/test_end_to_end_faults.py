@@ -1,6 +1,7 @@
 """`fleet bench` on instances when something goes wrong in the middle: everything is measured or named, nothing is left."""
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,26 @@ def test_a_lease_that_ends_under_a_run_is_said_and_nothing_is_left(bridge: Bridg
     assert done.returncode not in {0, 4}, done.stderr
     assert "Traceback" not in done.stderr
     assert "its lease ended" in " ".join((done.stdout + done.stderr).split())
+    assert bridge.cloud.counts(ours=False) == NOTHING
+
+
+def test_an_extension_reaches_the_timers_of_instances_that_measure(bridge: Bridge, tmp_path: Path) -> None:
+    bridge.reset()
+    campaign = Campaign(bridge, tmp_path, {"lease_hours": 0.05}, benchmarks=NULL, run=LONG)
+    command = campaign.start("bench", "--quick")
+    bridge.until(lambda: running(campaign, "g5-1"), 120)
+    # Beside the controller that holds the session.
+    done = campaign("extend", "--hours", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ends = []
+    for id_ in bridge.up():
+        host = bridge.host(id_)
+        assert host is not None
+        ends.append(float(host.sh("cat /var/lib/mlperf-fleet/expires-at")))
+    assert len(ends) == 3
+    assert min(ends) > time.time() + 3000
+    assert command.wait(300) == 5, campaign.said
+    assert set(campaign.states().values()) == {"done"}
     assert bridge.cloud.counts(ours=False) == NOTHING
 
 
