@@ -197,7 +197,7 @@ def entered(lease: Lease, found: Sequence[Described], taken: Mapping[str, str] =
     known = {leased.id for leased in lease.instances}
     hosts = {leased.host for leased in lease.instances} | set(taken)
     new = []
-    for instance in sorted(found, key=lambda each: (each.launched_at, each.id)):
+    for instance in sorted(found, key=lambda each: (each.index, each.launched_at, each.id)):
         if instance.id in known or instance.lease not in {"", lease.id}:
             continue
         host = lease.hosts[instance.index] if instance.index < len(lease.hosts) else ""
