@@ -103,3 +103,7 @@ class CloudSettings(Strict):
         return tuple(
             (f"{entry.name}-{number}", entry) for entry in self.instances for number in range(1, entry.count + 1)
         )
+
+    def names(self) -> list[str]:
+        """The names of these hosts, in order."""
+        return [name for name, _ in self.hosts()]

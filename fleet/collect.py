@@ -187,8 +187,8 @@ class Collector:
 
     def _is_kept(self, unit: str, folder: Path) -> bool:
         """Whether the same files lie in collect/.earlier/ already, as those of a host that is asked again."""
-        kept = (self.session.collect / ".earlier").glob(f"{glob.escape(unit)}.*")
-        return any(_digests(other) == _digests(folder) for other in kept)
+        kept, fresh = (self.session.collect / ".earlier").glob(f"{glob.escape(unit)}.*"), _digests(folder)
+        return any(_digests(other) == fresh for other in kept)
 
     def _earlier(self, unit: str, folder: Path) -> Path:
         """A free place for files of `unit` that make room: collect/.earlier/<unit>.<sha256 of its spec, 12>.<number>."""

@@ -19,7 +19,7 @@ NOT_AGAIN = "not asked again: only what was interrupted is"
 
 def wanted(session: Session, campaign: Campaign, subset: Subset) -> list[str]:
     """Cloud hosts that need an instance: all of them before there is a plan, else those whose units are missing."""
-    names = [name for name, _ in campaign.cloud.hosts()] if campaign.cloud else []
+    names = campaign.cloud.names() if campaign.cloud else []
     if handoff.planned(session):
         lacking = handoff.lacking(session)
         names = [name for name in names if name in lacking]
@@ -31,7 +31,7 @@ def asked(session: Session, campaign: Campaign, subset: Subset) -> Subset:
     if campaign.cloud is None or not handoff.planned(session):
         return subset
     alive, lacking = leases.live(leases.read(session)), handoff.lacking(session)
-    over = {name: FINISHED for name, _ in campaign.cloud.hosts() if name not in alive and name not in lacking}
+    over = {name: FINISHED for name in campaign.cloud.names() if name not in alive and name not in lacking}
     return replace(subset, spared={**subset.spared, **over})
 
 
@@ -44,7 +44,7 @@ def interrupted(session: Session, campaign: Campaign) -> list[str]:
     last = {leased.host: leased for lease in leases.read(session) for leased in lease.instances}
     found |= {host for host, leased in last.items() if leased.cause == leases.TAKEN_BACK}
     found &= handoff.lacking(session)
-    return [name for name, _ in campaign.cloud.hosts() if name in found]
+    return [name for name in campaign.cloud.names() if name in found]
 
 
 def look(session: Session, watch: Watch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from fleet.cloud.leases import Lease, LeaseState
 from fleet.errors import ExitCode
 from fleet.results import dollars
-from fleet.results.records import endings, missing_as
+from fleet.results.records import missing_as, other_starts
 from fleet.terms import HostState, Mode, Scenario, UnitState, outcome
 from fleet.watch import duration
 
@@ -65,9 +65,8 @@ def units(items: Iterable[Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows for unit records, their labels behind their names and other starts behind their causes."""
     rows = []
     for item in items:
-        before = f"start {len(item.attempts) + 1}; before: {'; '.join(endings(item.attempts))}" if item.attempts else ""
-        later = f"later: {'; '.join(endings(item.later))}" if item.later else ""
-        told = "; ".join(text for text in (item.cause, before, later) if text)
+        start = f"start {len(item.attempts) + 1}" if item.attempts else ""
+        told = "; ".join(filter(None, [item.cause, start, *other_starts(item.attempts, item.later)]))
         rows.append([item.unit + item.remark, outcome(item.state, item.reason), told])
     return ["unit", "state", "cause"], rows
 

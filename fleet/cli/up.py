@@ -43,7 +43,7 @@ def command(
     subset = Subset(limit=limit, exclude=exclude)
     if not session_id:
         # Before there is a session: a campaign without instances needs none, and neither does a name that nobody has.
-        subset.check(_names(_settings(campaigns.load(campaign_file), campaign_file)))
+        subset.check(_settings(campaigns.load(campaign_file), campaign_file).names())
     session, file = options.for_campaign(base, session_id, campaign_file, new=False)
     campaign = campaigns.load(session.campaign_file)
     hosts = _hosts(session, campaign, file, subset)
@@ -59,15 +59,11 @@ def _settings(campaign: Campaign, file: Path) -> CloudSettings:
     return campaign.cloud
 
 
-def _names(settings: CloudSettings) -> list[str]:
-    return [name for name, _ in settings.hosts()]
-
-
 def _hosts(session: Session, campaign: Campaign, file: Path, subset: Subset) -> list[str]:
     """Hosts of `cloud.instances` that are asked for and have something left to do."""
     from fleet.cloud import hosts
 
-    named = _names(_settings(campaign, file))
+    named = _settings(campaign, file).names()
     subset.check(named)
     done = hosts.finished(session)
     if idle := [name for name in named if name in done and not subset.left_out(name)]:

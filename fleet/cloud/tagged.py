@@ -66,8 +66,7 @@ def every(session: Session, campaign: Campaign, *, base: Path, source: str) -> t
     asked = sources(session, campaign)
     if not asked:
         return launched
-    known = (session.inventory / "hosts.json").is_file()
-    earlier = [host for host in (files.hosts(session) if known else ()) if host.instance and not host.launched]
+    earlier = [host for host in files.known(session) if host.instance and not host.launched]
     taken = {host.name for host in (*static.hosts(campaign, base=base, source=source), *launched)}
     own = {leased.id for lease in leases.read(session) for leased in lease.instances}
     running: dict[str, tuple[Source, str, dict[str, Any]]] = {}

@@ -41,15 +41,14 @@ def up(
     Only for who holds the session. Raises CloudError, LeakError where an instance may be left, and what is wrong with files.
     """
     settings = campaign.cloud
-    wanted = [name for name, _ in settings.hosts() if name in hosts] if settings else []
+    wanted = [name for name in settings.names() if name in hosts] if settings else []
     if settings is None or not wanted:
         return {}
     watch.stage("up", f"instances for {len(wanted)} host{'' if len(wanted) == 1 else 's'}")
     begun = handoff.planned(session)
     lacking = _lacking(session, wanted)
     try:
-        causes = _Up(session, campaign, settings, watch, partial=settings.partial or begun).bring(wanted, quick=quick)
-        _judge(session, campaign, settings, causes, wanted, begun=begun)
+        causes = _Up(session, campaign, settings, watch, begun=begun).bring(wanted, quick=quick)
     except (FleetError, OSError) as error:
         if begun and not lacking:
             # EC2 could not be asked how they stand: what they run goes on.
@@ -107,10 +106,10 @@ class _Up:
     """One `up`: what it has found out, and what it may still ask."""
 
     def __init__(
-        self, session: Session, campaign: Campaign, settings: CloudSettings, watch: Watch, *, partial: bool
+        self, session: Session, campaign: Campaign, settings: CloudSettings, watch: Watch, *, begun: bool
     ) -> None:
         self._session, self._campaign, self._settings, self._watch = session, campaign, settings, watch
-        self._partial = partial
+        self._begun = begun
         self._openings = Openings()
         self._networks: dict[str, Network] = {}
         self._images: dict[tuple[str, str], Image] = {}
@@ -121,16 +120,18 @@ class _Up:
     def bring(self, wanted: Sequence[str], *, quick: bool) -> dict[str, str]:
         """The whole of it, but for taking back."""
         self._settle(wanted)
+        causes: dict[str, str] = {}
         if lacking := _lacking(self._session, wanted):
             made = plan.make(self._session, self._campaign, lacking, quick=quick)
             for line in made.warnings:
                 self._watch.note(f"up: {line}")
             made.check()
             self._prepare(made)
-            return self._launch(made, lacking, wanted, quick=quick)
-        if arrivals.wait(self._session, self._watch, wanted):
+            causes = self._launch(made, lacking, wanted, quick=quick)
+        elif arrivals.wait(self._session, self._watch, wanted):
             return self.bring(wanted, quick=quick)
-        return {}
+        self._judge(causes, wanted)
+        return causes
 
     def _settle(self, wanted: Sequence[str]) -> None:
         """What earlier commands left: leases without an answer, and instances that have ended since."""
@@ -177,7 +178,7 @@ class _Up:
             for entry in self._settings.instances:
                 mine = [name for name, other in self._settings.hosts() if other is entry and name in left]
                 causes.update(self._fill(made, entry, mine))
-            if causes and not self._partial:
+            if causes and not (self._settings.partial or self._begun):
                 return causes
             died = arrivals.wait(self._session, self._watch, wanted)
             for host, cause in died.items():
@@ -276,24 +277,15 @@ class _Up:
         lease = [lease for lease in leases.read(self._session) if host in lease.hosts][-1]
         return Pool(type=lease.type, market=lease.market, region=lease.region, zone=lease.zone)
 
+    def _judge(self, causes: dict[str, str], wanted: Sequence[str]) -> None:
+        """Whether to go on without these.
 
-def _judge(
-    session: Session,
-    campaign: Campaign,
-    settings: CloudSettings,
-    causes: dict[str, str],
-    wanted: Sequence[str],
-    *,
-    begun: bool,
-) -> None:
-    """Whether to go on without these.
-
-    Raises CloudError when not.
-    """
-    ever = any(lease.instances for lease in leases.read(session))
-    if causes and not begun and (not settings.partial or not (ever or campaign.hosts)):
-        few = f"{len(causes)} of {len(wanted)} instances cannot be had: {_folded(causes)}"
-        raise CloudError(few, hint=_FEWER if ever or not settings.partial else _FEWER.partition(", or ")[2])
+        Raises CloudError when not.
+        """
+        ever = any(lease.instances for lease in leases.read(self._session))
+        if causes and not self._begun and (not self._settings.partial or not (ever or self._campaign.hosts)):
+            few = f"{len(causes)} of {len(wanted)} instances cannot be had: {_folded(causes)}"
+            raise CloudError(few, hint=_FEWER if ever or not self._settings.partial else _FEWER.partition(", or ")[2])
 
 
 def _words(error: FleetError | OSError) -> str:

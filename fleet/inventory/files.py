@@ -98,10 +98,14 @@ def hosts(session: Session) -> tuple[Host, ...]:
     return session.read(session.inventory / "hosts.json", tuple[Host, ...])
 
 
+def known(session: Session) -> tuple[Host, ...]:
+    """The same; none before the first inventory."""
+    return hosts(session) if (session.inventory / "hosts.json").is_file() else ()
+
+
 def gone(session: Session) -> dict[str, str]:
     """Hosts of the session that the campaign's files do not name any more, with the cause."""
-    known = hosts(session) if (session.inventory / "hosts.json").is_file() else ()
-    return {host.name: host.gone for host in known if host.gone}
+    return {host.name: host.gone for host in known(session) if host.gone}
 
 
 def reachability(session: Session) -> tuple[Reachability, ...]:
@@ -125,10 +129,9 @@ def make(
     those that are gone or finished, are not probed: what an earlier probe said of them stays in the files.
     """
     named = (*static.hosts(campaign, base=base, source=source), *instances)
-    before = hosts(session) if (session.inventory / "hosts.json").is_file() else ()
-    listed = (*named, *static.gone(before, named, campaign, source=source))
-    known = (session.inventory / "reachability.json").is_file()
-    earlier = {item.host: item for item in reachability(session)} if known else {}
+    listed = (*named, *static.gone(known(session), named, campaign, source=source))
+    probed = (session.inventory / "reachability.json").is_file()
+    earlier = {item.host: item for item in reachability(session)} if probed else {}
     out = {
         host.name: Reachability(host=host.name, kind=host.kind, state=HostState.LEFT_OUT, cause=cause)
         for host in listed

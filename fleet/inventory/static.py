@@ -18,7 +18,7 @@ def hosts(campaign: Campaign, *, base: Path, source: str) -> tuple[Host, ...]:
     instance, a missing file or a pattern that matches nothing.
     """
     found: dict[str, Host] = {}
-    instances = {name for name, _ in campaign.cloud.hosts()} if campaign.cloud else set()
+    instances = set(campaign.cloud.names()) if campaign.cloud else set()
     for number, entry in enumerate(campaign.hosts):
         for name in _names(entry, base=base, source=source):
             if not re.fullmatch(HOST_NAME, name) or len(name) > HOST_NAME_LIMIT:

@@ -1,6 +1,6 @@
 """What results are made of: one record per unit, one per host, none ever missing. Values only, no IO."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fleet.handoff import Attempt
@@ -145,9 +145,7 @@ class UnitResult:
         if not self.attempts and not self.later:
             return ""
         times = "once" if self.starts == 1 else f"{self.starts} times"
-        before = f"before: {'; '.join(endings(self.attempts))}" if self.attempts else ""
-        after = f"later: {'; '.join(endings(self.later))}" if self.later else ""
-        return "; ".join(text for text in (f"started {times}", before, after) if text)
+        return "; ".join([f"started {times}", *other_starts(self.attempts, self.later)])
 
     @property
     def measured(self) -> bool:
@@ -241,6 +239,13 @@ class SessionResults:
             *((system.host, text) for system in self.systems for text in system.warnings),
             *((unit.unit, text) for unit in self.units for text in unit.warnings),
         )
+
+
+def other_starts(attempts: Sequence[Attempt], later: Sequence[Attempt]) -> list[str]:
+    """What came of the starts before and after one; nothing where there were none."""
+    return [
+        f"{when}: {'; '.join(endings(starts))}" for when, starts in (("before", attempts), ("later", later)) if starts
+    ]
 
 
 def endings(attempts: Iterable[Attempt]) -> list[str]:

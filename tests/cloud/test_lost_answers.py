@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fleet.campaign import Campaign
 from fleet.cloud import down, ending, launch, leases
 from fleet.cloud.leases import LeaseState
 from fleet.cloud.up import up
@@ -57,22 +58,27 @@ class Killed(BaseException):
     """The controller dies: nothing is cleaned up."""
 
 
-def test_a_controller_that_died_with_the_answer_adopts_what_it_launched(
-    cloud: Cloud, make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session, read = make_session()
+def _killed(*_: Any) -> Any:
+    raise Killed
+
+
+def die_with_the_answer(session: Session, read: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call of `up` was carried out, and the controller was killed before it wrote down what came."""
     with monkeypatch.context() as patched:
         patched.setattr(launch, "adopt", _killed)
         with pytest.raises(Killed):
             up(session, read, Silent(), hosts=HOSTS)
+
+
+def test_a_controller_that_died_with_the_answer_adopts_what_it_launched(
+    cloud: Cloud, make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, read = make_session()
+    die_with_the_answer(session, read, monkeypatch)
     assert [lease.state for lease in leases.read(session)] == [LeaseState.INTENDED]
     assert up(session, read, Silent(), hosts=HOSTS) == {}
     exactly(cloud, session)
     assert len(cloud.instances()) == 3
-
-
-def _killed(*_: Any) -> Any:
-    raise Killed
 
 
 def test_a_controller_that_died_before_the_call_makes_it_word_for_word(
@@ -97,10 +103,7 @@ def test_what_is_seen_too_late_is_not_launched_twice(
     session, read = make_session()
     monkeypatch.setattr(launch, "LOOKS", 1)
     cloud.slow(hidden_calls=4)
-    with monkeypatch.context() as patched:
-        patched.setattr(launch, "adopt", _killed)
-        with pytest.raises(Killed):
-            up(session, read, Silent(), hosts=HOSTS)
+    die_with_the_answer(session, read, monkeypatch)
     assert up(session, read, Silent(), hosts=HOSTS) == {}
     exactly(cloud, session)
     assert cloud.counted()["RunInstances"] == 2
@@ -149,10 +152,7 @@ def test_an_answer_in_other_words_is_an_answer(
 ) -> None:
     """A newer fleet asks otherwise with the same token: EC2 says so, and what it launched is found by its tag."""
     session, read = make_session(text())
-    with monkeypatch.context() as patched:
-        patched.setattr(launch, "adopt", _killed)
-        with pytest.raises(Killed):
-            up(session, read, Silent(), hosts=HOSTS)
+    die_with_the_answer(session, read, monkeypatch)
     monkeypatch.setattr(launch, "LOOKS", 2)
     asked = launch.request
     monkeypatch.setattr(launch, "request", lambda lease, data: {**asked(lease, data), "EbsOptimized": True})
@@ -165,10 +165,7 @@ def test_one_that_down_has_looked_at_is_not_launched_again(
 ) -> None:
     """The controller died with the answer, and so did `down` after it had seen what there is."""
     session, read = make_session()
-    with monkeypatch.context() as patched:
-        patched.setattr(launch, "adopt", _killed)
-        with pytest.raises(Killed):
-            up(session, read, Silent(), hosts=HOSTS)
+    die_with_the_answer(session, read, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(ending, "terminate", lambda _, ids: _killed() if ids else {})
         with pytest.raises(Killed):
